@@ -1,0 +1,20 @@
+"""Jacobians as pure-function transforms on ``torch.func``."""
+
+from jacfn._errors import JacfnError, JacfnTypeError, JacfnValueError
+from jacfn._products import pullback, pushforward
+from jacfn.dense import jac_fwd, jac_rev
+from jacfn.functional import make_functional
+from jacfn.quasilinear.transform import jac_quasilinear
+
+__all__ = [
+    "JacfnError",
+    "JacfnTypeError",
+    "JacfnValueError",
+    "jac_fwd",
+    "jac_quasilinear",
+    "jac_rev",
+    "make_functional",
+    "pullback",
+    "pushforward",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,93 @@
+"""The only module that touches private PyTorch API (L0).
+
+Everything that ``torch.func`` does not say in public is asked here, one short function a question, so that a change
+in PyTorch is mended in one place. ``PRIVATE`` names every private attribute used; a test resolves each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+import torch.utils._pytree
+from torch import Tensor
+from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
+    get_unwrapped,
+    is_functorch_wrapped_tensor,
+    maybe_get_level,
+)
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = [
+    "PRIVATE",
+    "FakeTensor",
+    "FakeTensorMode",
+    "TorchDispatchMode",
+    "base_tensor",
+    "forward_depth",
+    "inside_transform",
+    "torch_registration",
+    "version",
+]
+
+PRIVATE: tuple[str, ...] = (
+    "torch._C._functorch.TransformType",
+    "torch._C._functorch.TransformType.Jvp",
+    "torch._C._functorch.get_interpreter_stack",
+    "torch._C._functorch.get_unwrapped",
+    "torch._C._functorch.is_functorch_wrapped_tensor",
+    "torch._C._functorch.maybe_get_level",
+    "torch._subclasses.fake_tensor.FakeTensor",
+    "torch._subclasses.fake_tensor.FakeTensorMode",
+    "torch.utils._python_dispatch.TorchDispatchMode",
+    "torch.utils._pytree",
+    "torch.utils._pytree.SUPPORTED_NODES",
+    "torch.Tensor._version",
+)
+
+
+def inside_transform() -> bool:
+    """Whether the caller runs inside a ``torch.func`` transform (or is being compiled, where one cannot ask)."""
+    if torch.compiler.is_compiling():
+        return True
+    return bool(get_interpreter_stack())
+
+
+def base_tensor(tensor: Tensor) -> Tensor:
+    """The tensor that holds the memory, under all the wrappers of the active transforms."""
+    while is_functorch_wrapped_tensor(tensor):
+        tensor = get_unwrapped(tensor)
+    return tensor
+
+
+def version(tensor: Tensor) -> int:
+    """How often the memory of ``tensor`` was changed in place; -1 where nobody counts."""
+    if torch.compiler.is_compiling():
+        return -1
+    base = base_tensor(tensor)
+    return -1 if base.is_inference() else base._version
+
+
+def forward_depth(tensor: Tensor) -> int:
+    """The number of nested forward-mode (jvp) transforms in whose wrappers ``tensor`` stands."""
+    stack = get_interpreter_stack() or []
+    levels = {interpreter.level() for interpreter in stack if interpreter.key() == TransformType.Jvp}
+    depth = 0
+    while is_functorch_wrapped_tensor(tensor):
+        depth += maybe_get_level(tensor) in levels
+        tensor = get_unwrapped(tensor)
+    return depth
+
+
+def torch_registration(
+    kind: type,
+) -> tuple[Callable[[Any], tuple[Any, Any]], Callable[[Any, Any], Any]] | None:
+    """The flatten and unflatten functions under which ``kind`` is registered as a pytree with PyTorch, if it is."""
+    node = torch.utils._pytree.SUPPORTED_NODES.get(kind)
+    if node is None:
+        return None
+    return cast("Callable[[Any], tuple[Any, Any]]", node.flatten_fn), node.unflatten_fn

@@ -1,0 +1,80 @@
+"""Modules as pure functions of their parameters (L1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from jacfn import _tree
+from jacfn._errors import JacfnTypeError, JacfnValueError
+
+
+def make_functional(
+    module: nn.Module, *, batched: bool = False
+) -> tuple[Callable[..., Any], dict[str, Tensor]]:
+    """A module as a pure function ``fn(params, *inputs, **kwargs)``, and its parameters.
+
+    Args:
+        module: any module; it is not copied. Buffers and frozen parameters (``requires_grad=False``) are closed over
+            and read at each call, so ``module.eval()`` and loaded weights of these show.
+        batched: False: ``fn`` is a function of one sample; every tensor among its inputs gets a batch axis of
+            length 1, which every output loses again. True: ``fn`` takes batches as the module does.
+
+    Returns:
+        ``(fn, params)``: ``params`` maps names to detached trainable parameters (sharing memory with the module) in
+        the order of ``module.named_parameters()``, a shared parameter once, under its first name. Pass ``in_dims=(None, 0)`` to a
+        transform of ``fn`` for the Jacobian of every sample of a batch.
+
+    Raises:
+        JacfnTypeError: ``module`` is no ``nn.Module``.
+        JacfnValueError: a lazy module has no shapes yet; at a call, an output carries no batch axis of length 1.
+
+    Cost: none beyond the module's own.
+
+    Example:
+        >>> import torch
+        >>> from jacfn import jac_rev, make_functional
+        >>> fn, params = make_functional(torch.nn.Linear(3, 2))
+        >>> jac = jac_rev(fn, in_dims=(None, 0))(params, torch.ones(5, 3))
+        >>> {name: tuple(leaf.shape) for name, leaf in jac.items()}
+        {'weight': (5, 2, 2, 3), 'bias': (5, 2, 2)}
+
+    Built on :func:`torch.func.functional_call`.
+    """
+    if not isinstance(module, nn.Module):
+        raise JacfnTypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    for name, parameter in module.named_parameters():
+        if is_lazy(parameter):
+            raise JacfnValueError(
+                f"module: the lazy parameter {name!r} has no shape yet; call the module once on an input first"
+            )
+    params = {
+        name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad
+    }
+
+    def batch_function(params: dict[str, Tensor], *inputs: Any, **kwargs: Any) -> Any:
+        return torch.func.functional_call(module, params, inputs, kwargs)
+
+    def sample_function(params: dict[str, Tensor], *inputs: Any, **kwargs: Any) -> Any:
+        inputs, kwargs = _map_tensors(lambda x: x.unsqueeze(0), (inputs, kwargs))
+        return _map_tensors(_drop_batch, batch_function(params, *inputs, **kwargs))
+
+    return (batch_function if batched else sample_function), params
+
+
+def _map_tensors(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    leaves, spec = _tree.flatten(tree)
+    return _tree.unflatten(spec, [change(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves])
+
+
+def _drop_batch(output: Tensor) -> Tensor:
+    if output.ndim == 0 or output.shape[0] != 1:
+        raise JacfnValueError(
+            f"module: an output of shape {tuple(output.shape)} carries no batch axis of length 1 for a single sample; "
+            "use make_functional(module, batched=True), or wrap the module so that every output leads with the batch"
+        )
+    return output.squeeze(0)

@@ -1,0 +1,1 @@
+"""Closed forms for parameters that enter their operations linearly (L2)."""

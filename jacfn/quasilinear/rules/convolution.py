@@ -1,0 +1,109 @@
+"""Convolutions (L2): a matrix product of the weight with the patches of the input."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from jacfn.quasilinear.factors import Matmul, Shift
+from jacfn.quasilinear.rules._registry import Use, rule
+
+IntOrTuple = int | tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Patches:
+    """``x (B?, G·C, *space)``, ``y (B?, G·O, *places)``: positions are places of all images of the sample.
+
+    The inputs of a position are its patch, ``I = C·prod(kernel)`` in the order of the weight's axes.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """``(N, G, T, I)``: the patches, with positions innermost in memory as in im2col."""
+        axes = len(self.kernel)
+        x = x.reshape(x.shape[0], -1, self.groups, x.shape[-axes - 1] // self.groups, *x.shape[-axes:])
+        if any(left or right for left, right in self.padding):
+            x = F.pad(x, [side for pair in reversed(self.padding) for side in pair])
+        for axis, (size, step, spacing) in enumerate(zip(self.kernel, self.stride, self.dilation, strict=True)):
+            x = x.unfold(4 + axis, spacing * (size - 1) + 1, step)[..., ::spacing]
+        # (N, B, G, C, *places, *kernel) -> (N, G, C, *kernel, B, *places)
+        places, kernel = range(4, 4 + axes), range(4 + axes, 4 + 2 * axes)
+        x = x.permute(0, 2, 3, *kernel, 1, *places)
+        n, g = x.shape[:2]
+        return x.reshape(n, g, x.shape[2:3 + axes].numel(), x.shape[3 + axes:].numel()).transpose(2, 3)
+
+    def cotangents(self, delta: Tensor) -> Tensor:
+        """``(R, N, G, T, O)``."""
+        axes = len(self.kernel)
+        r, n = delta.shape[:2]
+        places = delta.shape[-axes:].numel()
+        outputs = delta.shape[-axes - 1] // self.groups
+        delta = delta.reshape(r, n, -1, self.groups, outputs, places)
+        return delta.permute(0, 1, 3, 2, 5, 4).reshape(r, n, self.groups, -1, outputs)
+
+
+def _convolution(
+    axes: int,
+    input: Tensor,
+    weight: Tensor,
+    stride: IntOrTuple,
+    padding: IntOrTuple | str,
+    dilation: IntOrTuple,
+    groups: int,
+) -> dict[str, Use]:
+    kernel = tuple(weight.shape[2:])
+    spacing = _tuple(dilation, axes)
+    patches = Patches(kernel, _tuple(stride, axes), _pads(padding, kernel, spacing), spacing, groups)
+    return {"weight": Use(Matmul(patches), input), "bias": Use(Shift(patches), None)}
+
+
+def _tuple(value: IntOrTuple, axes: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * axes if len(values) == 1 else values
+
+
+def _pads(padding: IntOrTuple | str, kernel: tuple[int, ...], spacing: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Zeros on the left and right of each axis; 'same' puts the odd one on the right."""
+    if padding == "valid":
+        return ((0, 0),) * len(kernel)
+    if padding == "same":
+        totals = [step * (size - 1) for step, size in zip(spacing, kernel, strict=True)]
+        return tuple((total // 2, total - total // 2) for total in totals)
+    assert not isinstance(padding, str)
+    return tuple((pad, pad) for pad in _tuple(padding, len(kernel)))
+
+
+@rule(torch.conv1d)
+def conv1d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: IntOrTuple = 1,
+    padding: IntOrTuple | str = 0, dilation: IntOrTuple = 1, groups: int = 1,
+) -> dict[str, Use]:
+    """Patches along one axis."""
+    return _convolution(1, input, weight, stride, padding, dilation, groups)
+
+
+@rule(torch.conv2d)
+def conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: IntOrTuple = 1,
+    padding: IntOrTuple | str = 0, dilation: IntOrTuple = 1, groups: int = 1,
+) -> dict[str, Use]:
+    """Patches along two axes."""
+    return _convolution(2, input, weight, stride, padding, dilation, groups)
+
+
+@rule(torch.conv3d)
+def conv3d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: IntOrTuple = 1,
+    padding: IntOrTuple | str = 0, dilation: IntOrTuple = 1, groups: int = 1,
+) -> dict[str, Use]:
+    """Patches along three axes."""
+    return _convolution(3, input, weight, stride, padding, dilation, groups)

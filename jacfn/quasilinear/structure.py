@@ -1,0 +1,124 @@
+"""What is learnt about a function once (L2): its claimed calls, and which leaves have other uses as well."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jacfn._binding import Bound
+from jacfn._errors import JacfnError
+from jacfn._random import Draw
+from jacfn._torch import inside_transform
+from jacfn.quasilinear.capture import Capture, Claim, Record
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """The claimed calls in order; ``joined`` leaves have other uses, so they take part in the plain vjp, too."""
+
+    claims: tuple[Claim, ...]
+    joined: tuple[bool, ...]
+    reasons: tuple[str, ...]  # why a leaf is joined, empty for one that is not
+    rows: int  # of one sample
+    random: bool  # fn draws random numbers
+
+    def forms(self, leaf: int) -> list[tuple[int, int]]:
+        """The uses of a leaf: (claim, place among the forms of the claim)."""
+        return [
+            (i, j)
+            for i, claim in enumerate(self.claims)
+            for j, (owner, _) in enumerate(claim.forms)
+            if owner == leaf
+        ]
+
+    def with_joined(self, leaves: set[int]) -> Structure:
+        """The same with these leaves in the plain vjp as well."""
+        joined = tuple(i in leaves or old for i, old in enumerate(self.joined))
+        reasons = tuple(
+            reason or (_HIDDEN if i in leaves else "") for i, reason in enumerate(self.reasons)
+        )
+        return dataclasses.replace(self, joined=joined, reasons=reasons)
+
+
+_HIDDEN = "a use that the capture cannot see (a custom autograd.Function, scripted code, or fn's own output)"
+
+
+def learn(bound: Bound, randomness: str, call_sites: bool = False) -> Structure:
+    """Run ``fn`` once, on one sample, and see what it does with the leaves.
+
+    Outside transforms the leaves' other uses show in autograd's graph: a gradient of None means that there is none.
+    Inside, where the graph cannot be asked, every leaf is taken to have some.
+    """
+    one = bound if bound.samples is None else bound.block(0, min(1, bound.samples))
+    if inside_transform():
+        with torch.no_grad():
+            record, values = _observe(one, one.leaves, one.data, randomness, call_sites)
+        joined, random = (True,) * len(one.leaves), False
+        reasons = tuple(record.other.get(i, "") for i in range(len(joined)))
+    else:
+        draw = Draw(one.leaves + one.data)
+        leaves = [leaf.detach().clone().requires_grad_() for leaf in one.leaves]
+        data = [tensor.detach().clone() for tensor in one.data]  # fn may change its inputs in place
+        try:
+            with torch.enable_grad():
+                record, values = _observe(one, leaves, data, randomness, call_sites)
+            random = draw.used()
+        finally:
+            draw.rewind()
+        joined = _reached(values, leaves)
+        reasons = tuple(
+            record.other.get(i, _HIDDEN) if reached else "" for i, reached in enumerate(joined)
+        )
+    lead = 0 if one.samples is None else 1
+    rows = sum(value.shape[lead:].numel() for value in values)
+    return Structure(tuple(record.claims), joined, reasons, rows, random)
+
+
+def check_strict(structure: Structure, names: Sequence[str]) -> None:
+    """Raise where a leaf needs more than closed forms."""
+    open_leaves = [
+        f"{name}: {reason}"
+        for name, reason in zip(names, structure.reasons, strict=True)
+        if reason
+    ]
+    if open_leaves:
+        raise JacfnError(
+            "strict=True: no closed form for every use of\n  "
+            + "\n  ".join(open_leaves)
+            + "\nDrop strict=True (these uses then go through vjp, exactly), or choose other argnums"
+        )
+
+
+def _observe(
+    one: Bound, leaves: list[Tensor], data: list[Tensor], randomness: str, call_sites: bool
+) -> tuple[Record, list[Tensor]]:
+    records = []
+
+    def run(aliases: list[Tensor], data: list[Tensor], outers: list[Tensor]) -> list[Tensor]:
+        record = Record()
+        with Capture(aliases, outers, record, call_sites=call_sites):
+            values, _ = one.call(aliases, data)
+        record.check_inputs()
+        records.append(record)
+        return values
+
+    dims = [0 if mapped else None for mapped in one.leaves_mapped]
+    observed = one.vmapped(run, randomness, dims, [0] * len(data), dims)
+    aliases = [leaf.view_as(leaf) for leaf in leaves]
+    values = observed(aliases, data, [leaf.detach() for leaf in leaves])
+    return records[0], values
+
+
+def _reached(values: Sequence[Tensor], leaves: Sequence[Tensor]) -> tuple[bool, ...]:
+    """Which leaves autograd reaches from the values."""
+    ends = [value for value in values if value.requires_grad]
+    if not ends:
+        return (False,) * len(leaves)
+    grads: Sequence[Any] = torch.autograd.grad(
+        ends, leaves, [torch.ones_like(end) for end in ends], allow_unused=True
+    )
+    return tuple(grad is not None for grad in grads)

@@ -1,0 +1,371 @@
+"""``jac_quasilinear`` (L2): closed forms where parameters enter linearly, plain vjp for the rest, in one pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jacfn._binding import Argnums, Bound, bind
+from jacfn._cache import remember, store
+from jacfn._errors import JacfnError
+from jacfn._evaluate import Evaluation, Method, Options, Tracking, evaluate
+from jacfn._memory import Budget, Chunks
+from jacfn._products import Flat, Linearisation
+from jacfn._selection import Selection, Side, select, selection_key
+from jacfn._torch import inside_transform
+from jacfn._tree import LeafType
+from jacfn.quasilinear.capture import Capture, Record
+from jacfn.quasilinear.factors import Form
+from jacfn.quasilinear.structure import Structure, check_strict, learn
+
+
+class StructureChanged(Exception):
+    """A run of ``fn`` did not do what was learnt; ``joined`` are leaves with uses that nobody had seen."""
+
+    def __init__(self, joined: set[int] | None = None) -> None:
+        super().__init__()
+        self.joined = joined
+
+
+class Witness(torch.autograd.Function):
+    """A leaf handed through unchanged, with a scalar that is differentiated in its place.
+
+    Its backward runs only when the leaf has a use that no claim covers: ``seen`` then gets the leaf's number.
+    """
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(leaf: Tensor, scalar: Tensor, seen: set[int], number: int) -> Tensor:
+        """The leaf itself."""
+        return leaf.view_as(leaf)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep where to report."""
+        _, ctx.scalar, ctx.seen, ctx.number = inputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """Report."""
+        ctx.seen.add(ctx.number)
+        return None, torch.zeros_like(ctx.scalar), None, None
+
+
+@dataclasses.dataclass
+class LeafRows:
+    """A chunk of the rows of one leaf: the sum over its claimed uses and, where it is joined, the plain vjp."""
+
+    uses: list[tuple[Form, Tensor, Any]]  # (form, cotangents (R, N, *y), prepared input)
+    rest: Tensor | None  # (N, R, *leaf)
+    shape: tuple[int, ...]  # (N, R, *leaf)
+    like: LeafType
+    in_place: bool
+
+    @property
+    def samples(self) -> int:
+        """In this block."""
+        return self.shape[0]
+
+    def write(self, out: Tensor) -> None:
+        """The first term is written, the others are added."""
+        terms = iter(self.uses)
+        first = next(terms, None)
+        if first is None:
+            out.copy_(self.rest) if self.rest is not None else out.zero_()
+            return
+        form, delta, x = first
+        form.write(delta, x, out)
+        for form, delta, x in terms:
+            out += form.rows(delta, x).reshape(self.shape)
+        if self.rest is not None:
+            out += self.rest
+
+    def dense(self) -> Tensor:
+        """The sum in new memory."""
+        terms = [form.rows(delta, x).reshape(self.shape) for form, delta, x in self.uses]
+        if self.rest is not None:
+            terms.append(self.rest)
+        if not terms:
+            return torch.zeros(self.shape, dtype=self.like.dtype, device=self.like.device)
+        return sum(terms[1:], terms[0])
+
+
+class Factors:
+    """``fn`` at a block, linearised: cotangents of claimed calls, their inputs, and the vjp of all other uses."""
+
+    def __init__(self, block: Bound, structure: Structure, randomness: str, inner: str, tracking: Tracking) -> None:
+        self._block, self._structure = block, structure
+        self._lead = () if block.samples is None else (block.samples,)
+        self._joined = [i for i, joined in enumerate(structure.joined) if joined]
+        self._seen: set[int] = set()
+        self._randomness = randomness
+        primals = [*self._taps(), *(self._expanded(i) for i in self._joined), self._scalar()]
+        self.linear = Linearisation(self._call, primals, inner, tracking)
+        self.value = self.linear.value
+        self.aux: list[Tensor]
+        self.aux, inputs = self.linear.aux  # type: ignore[assignment]
+        places = [
+            (i, j) for i, claim in enumerate(structure.claims) for j, (_, form) in enumerate(claim.forms)
+            if form.needs_input
+        ]
+        self._captured = dict(zip(places, inputs, strict=True))
+        self._prepared: dict[tuple[int, int], Tensor] = {}
+
+    def _taps(self) -> list[Tensor]:
+        device = self._block.leaves[0].device
+        return [
+            torch.zeros((), dtype=claim.dtype, device=device).expand(*self._lead, *claim.shape)
+            for claim in self._structure.claims
+        ]
+
+    def _expanded(self, leaf: int) -> Tensor:
+        """A joined leaf with a copy for every sample (in stride zero), so that its gradient is per sample."""
+        value, mapped = self._block.leaves[leaf], self._block.leaves_mapped[leaf]
+        return value if mapped else value.expand(*self._lead, *value.shape)
+
+    def _scalar(self) -> Tensor:
+        like = self._block.leaves[0]
+        return torch.zeros((), dtype=like.dtype, device=like.device)
+
+    def _call(self, *primals: Tensor) -> tuple[list[Tensor], Any]:
+        """``fn`` with taps and aliases; its aux are fn's aux and the captured inputs."""
+        block, claims = self._block, self._structure.claims
+        taps, joined, scalar = primals[: len(claims)], iter(primals[len(claims) : -1]), primals[-1]
+        aliases = [
+            next(joined) if is_joined else Witness.apply(leaf, scalar, self._seen, i)
+            for i, (leaf, is_joined) in enumerate(zip(block.leaves, self._structure.joined, strict=True))
+        ]
+
+        def run(aliases: list[Tensor], data: list[Tensor], outers: list[Tensor], taps: list[Tensor]) -> Any:
+            record = Record()
+            with Capture(aliases, outers, record, taps):
+                values, aux = block.call(aliases, data)
+            if tuple(record.claims) != claims:
+                raise StructureChanged
+            record.check_inputs()
+            return values, aux, [x for inputs in record.inputs for x in inputs if x is not None]
+
+        outer_dims = [0 if mapped else None for mapped in block.leaves_mapped]
+        alias_dims = [
+            0 if mapped or is_joined else None
+            for mapped, is_joined in zip(block.leaves_mapped, self._structure.joined, strict=True)
+        ]
+        vmapped = block.vmapped(
+            run, self._randomness, alias_dims, [0] * len(block.data), outer_dims, [0] * len(taps)
+        )
+        values, aux, inputs = vmapped(aliases, block.data, block.leaves, list(taps))
+        return values, (aux, inputs)
+
+    def rows(self, cotangents: Sequence[Tensor | None], keep: bool) -> list[LeafRows]:
+        """The rows of every leaf for stacks ``(R, *out)`` of one sample's cotangents; ``keep`` for the next call."""
+        if self._lead:
+            cotangents = [
+                None if stack is None else stack.unsqueeze(1).expand(len(stack), *self._lead, *stack.shape[1:])
+                for stack in cotangents
+            ]
+        grads = self.linear.pull(cotangents)
+        if self._seen:
+            raise StructureChanged(self._seen)
+        if not self._lead:
+            grads = [grad.unsqueeze(1) for grad in grads]
+        claims = len(self._structure.claims)
+        deltas, rest = grads[:claims], dict(zip(self._joined, grads[claims:-1], strict=True))
+        size = next(len(stack) for stack in cotangents if stack is not None)
+        return [self._leaf_rows(i, size, deltas, rest.get(i), keep) for i in range(len(self._block.leaves))]
+
+    def _leaf_rows(
+        self, leaf: int, size: int, deltas: list[Tensor], rest: Tensor | None, keep: bool
+    ) -> LeafRows:
+        structure, kind = self._structure, self._block.leaf_types[leaf]
+        uses = [
+            (structure.claims[i].forms[j][1], deltas[i], self._input(i, j, keep))
+            for i, j in structure.forms(leaf)
+        ]
+        shape = (*(self._lead or (1,)), size, *kind.shape)
+        rest = None if rest is None else rest.transpose(0, 1)  # (N, R, *leaf)
+        return LeafRows(uses, rest, shape, kind, in_place=not self.linear.tracked and not inside_transform())
+
+    def _input(self, claim: int, place: int, keep: bool) -> Tensor | None:
+        """What the form makes of its captured input: once, if more rows are to come."""
+        key = (claim, place)
+        if key not in self._captured:
+            return None
+        if key not in self._prepared:
+            x = self._captured[key]
+            prepared = self._structure.claims[claim].forms[place][1].prepare(x if self._lead else x.unsqueeze(0))
+            if not keep:
+                return prepared
+            self._prepared[key] = prepared
+        return self._prepared[key]
+
+
+def start_quasilinear(
+    block: Bound, rows_at_once: int | None, tracking: Tracking, *, rows: Selection, structure: Structure, options: Options
+) -> Evaluation:
+    """A block in closed form: one vjp around all its samples, then their rows chunk by chunk."""
+    factors = Factors(block, structure, options.randomness, options.inner_randomness, tracking)
+    lead = len(factors._lead)
+    kinds = [LeafType(tuple(v.shape[lead:]), v.dtype, v.device) for v in factors.value]
+    side = select(kinds, block.outputs.spec, rows, "rows")
+    ranges = side.chunks(rows_at_once)
+
+    def chunks() -> Iterator[tuple[int, int, list[LeafRows]]]:
+        for low, high in ranges:
+            yield low, high, factors.rows(side.basis(low, high), keep=len(ranges) > 1)
+
+    return Evaluation(side, block.leaf_types, factors.value, factors.aux, chunks())
+
+
+def self_check(bound: Bound, structure: Structure, options: Options) -> None:
+    """Compare one random ``uᵀ J`` from the factors with a plain vjp, on one sample; a difference is a wrong rule."""
+    one = bound if bound.samples is None else bound.block(0, min(1, bound.samples))
+    if structure.random or one.samples == 0:
+        return
+    one = one.replace([x.detach().clone() for x in one.leaves], [x.detach().clone() for x in one.data], one.samples)
+    factors = Factors(one, structure, options.randomness, options.inner_randomness, "off")
+    generator = torch.Generator().manual_seed(0)
+    cotangents = [
+        torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value) for value in factors.value
+    ]
+    lead = len(factors._lead)
+    got = factors.rows([u if lead else u.unsqueeze(0) for u in cotangents], keep=False)
+    _, vjp = torch.func.vjp(
+        lambda *leaves: one.vmapped(one.call, options.randomness)(list(leaves), one.data)[0], *one.leaves
+    )
+    with torch.no_grad():
+        wanted = vjp(cotangents)
+    for name, rows, grad, mapped in zip(one.names, got, wanted, one.leaves_mapped, strict=True):
+        mine = rows.dense()[:, 0]  # (N, *leaf), N = 1
+        _compare(name, mine if mapped else mine.sum(0), grad)
+
+
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+
+
+def _compare(name: str, mine: Tensor, plain: Tensor) -> None:
+    tolerance = _TOLERANCE.get(plain.dtype, 1e-1)
+    scale = plain.nan_to_num(0, 0, 0).abs().max().item() if plain.numel() else 0.0
+    if not torch.allclose(mine, plain, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
+        raise JacfnError(
+            f"{name}: the closed form differs from a plain vjp by {(mine - plain).abs().max().item():.3g} (scale "
+            f"{scale:.3g}). This is a wrong rule in jacfn, or fn is not a pure function. Use jac_rev, and please report it"
+        )
+
+
+def jac_quasilinear(
+    fn: Callable[..., Any],
+    argnums: Argnums = 0,
+    *,
+    has_aux: bool = False,
+    return_value: bool = False,
+    in_dims: Any = None,
+    rows: Selection = None,
+    chunk_size: int | None = None,
+    memory: Budget = None,
+    randomness: str = "error",
+    differentiable: bool = True,
+    strict: bool = False,
+) -> Callable[..., Any]:
+    """The Jacobian of ``fn``, in closed form wherever a parameter enters its operation linearly.
+
+    A weight enters its layer linearly, so its Jacobian is the product of the layer's input and the cotangent at the
+    layer's output: ``dz/dW = delta (x) x``. Both are captured in one pass over all samples, and every element of the
+    result is written once. All other uses of a parameter go through a plain vjp in the same pass, so the
+    result is exact for every function; it is fast for parameters of networks.
+
+    Args:
+        fn: ``fn(*args, **kwargs) -> output``, pure; pytrees of floating-point tensors in and out. Keyword arguments
+            are not differentiated. The first call with new shapes runs ``fn`` three times more, on one sample: a function made afresh
+            for every call pays that every time.
+        argnums: which positional arguments to differentiate, an int or a tuple of ints.
+        has_aux: ``fn`` returns ``(output, aux)``; aux is handed through.
+        return_value: return the value beside the Jacobian.
+        in_dims: which arguments carry samples, as in :func:`torch.func.vmap`: ``fn`` is then a function of one sample
+            and the result leads with the samples.
+        rows: the rows to compute, places in the raveled output (of one sample): an int, a slice, a 1-D LongTensor,
+            or a pytree with one of these for each output leaf. Other rows cost nothing.
+        chunk_size: how many rows are evaluated at once (default: chosen for speed).
+        memory: a budget, bytes or such as ``"512MiB"``, for all that is allocated beyond the inputs and the result;
+            the chunk size is derived from it.
+        randomness: ``"error"``, ``"same"`` or ``"different"`` random numbers for the samples, as in
+            :func:`torch.func.vmap`.
+        differentiable: False detaches the result from every outer transform and graph.
+        strict: raise where a leaf has a use without closed form, naming leaf, operation and call site.
+
+    Returns:
+        A function of the arguments of ``fn`` with the result of :func:`jacfn.jac_rev`.
+
+    Raises:
+        JacfnError: an argument does not fit (also a ``TypeError`` or ``ValueError``); a captured input is changed in
+            place afterwards; ``strict`` finds a use without closed form; the self-check of the first call fails.
+
+    Cost: one forward pass over all samples, one backward pass for each row of one sample (all samples at once), and one
+    write of the result. Memory beyond the result: the graph, and the cotangents of a chunk of rows.
+
+    Example:
+        >>> import torch
+        >>> from jacfn import jac_quasilinear, make_functional
+        >>> fn, params = make_functional(torch.nn.Linear(3, 2))
+        >>> jac = jac_quasilinear(fn, in_dims=(None, 0), strict=True)(params, torch.ones(5, 3))
+        >>> jac["weight"][0, 1]  # derivative of output 1 of sample 0
+        tensor([[0., 0., 0.],
+                [1., 1., 1.]])
+
+    Goodfellow (2015, arXiv:1510.01799) has the outer product for linear layers, Rochette et al. (2019, arXiv:1912.06015) the convolutions;
+    the additive split that makes it exact for any function is described in the design notes of this library.
+    """
+    options = Options(return_value, chunk_size, memory, randomness, differentiable)
+
+    def jacobian(*args: Any, **kwargs: Any) -> Any:
+        bound = bind(fn, argnums, args, kwargs, has_aux=has_aux, in_dims=in_dims)
+        key = None if bound.signature is None else ("quasilinear", inside_transform(), strict, randomness, bound.signature)
+        structure = remember(fn, key, lambda: _learn(bound, options, strict))
+        for attempt in range(3):
+            try:
+                return evaluate(_method(structure, rows, options), bound, options)
+            except StructureChanged as change:
+                if attempt == 2:
+                    raise JacfnError(
+                        "fn does something else at every call: jac_quasilinear needs a pure function; use jac_rev"
+                    ) from None
+                structure = (
+                    structure.with_joined(change.joined) if change.joined else _learn(bound, options, strict)
+                )
+                if strict:
+                    check_strict(structure, bound.names)
+                store(fn, key, structure)
+        raise AssertionError("unreachable")
+
+    return jacobian
+
+
+def _learn(bound: Bound, options: Options, strict: bool) -> Structure:
+    structure = learn(bound, options.randomness, call_sites=strict)
+    if strict:
+        check_strict(structure, bound.names)
+    if not inside_transform():
+        self_check(bound, structure, options)
+    return structure
+
+
+def _method(structure: Structure, rows: Selection, options: Options) -> Method:
+    start = partial(start_quasilinear, rows=rows, structure=structure, options=options)
+    default = partial(_default_chunks, structure)
+    return Method("jac_quasilinear", 1, start, samples_first=True, default=default, key=selection_key(rows))
+
+
+def _default_chunks(structure: Structure, bound: Bound) -> Chunks:
+    """Chunks whose cotangents stay in cache; measured in the benchmark ``dense``."""
+    samples = bound.samples
+    size = sum(LeafType(c.shape, c.dtype, bound.leaves[0].device).size * c.dtype.itemsize for c in structure.claims)
+    rows = max(1, _CACHE // max(size * (samples or 1), 1))
+    return Chunks(samples, rows)
+
+
+_CACHE = 8 << 20
