@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jacfn import _tree
 from jacfn._errors import JacfnTypeError, JacfnValueError
-from jacfn._kernels import differentiable_kernels
+from jacfn._exact import exact_kernels
 from jacfn._torch import inside_transform
 from jacfn._tree import LeafType
 
@@ -68,7 +68,7 @@ class Bound:
         self, leaves: Sequence[Tensor], data: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """``fn`` as a function of flat lists: its output leaves and the tensors of its aux."""
-        with differentiable_kernels():
+        with exact_kernels():
             result = self.fn(*self.rebuild(leaves, data), **self.kwargs)
         value, aux = _split_aux(result) if self.has_aux else (result, ())
         outputs, spec = _tree.flatten(value)
@@ -108,8 +108,7 @@ class Bound:
         """
         if self.samples is None:
             return function
-        leaves = [0 if mapped else None for mapped in self.leaves_mapped]
-        dims = (leaves, [0] * len(self.data)) if not in_dims else in_dims
+        dims = in_dims or (self.leaf_dims, [0] * len(self.data))
         return torch.func.vmap(function, in_dims=dims, randomness=randomness)
 
     @property
@@ -132,6 +131,28 @@ class Bound:
             self, leaves=leaves, data=[x[0] for x in self.data], samples=None,
             leaves_mapped=(False,) * len(leaves),
         )
+
+    @property
+    def leaf_dims(self) -> list[int | None]:
+        """The sample axis of each differentiated leaf, as vmap takes it."""
+        return [0 if mapped else None for mapped in self.leaves_mapped]
+
+    def expanded_leaves(self) -> list[Tensor]:
+        """Every leaf as a new tensor on the same memory, with a sample axis when there are samples.
+
+        A shared leaf has it in stride zero.
+        """
+        if self.samples is None:
+            return [leaf.view_as(leaf) for leaf in self.leaves]
+        return [
+            leaf if mapped else leaf.expand(self.samples, *leaf.shape)
+            for leaf, mapped in zip(self.leaves, self.leaves_mapped, strict=True)
+        ]
+
+    def clone(self) -> Bound:
+        """The same point in memory of its own, without its history."""
+        leaves = [leaf.detach().clone() for leaf in self.leaves]
+        return self.replace(leaves, [tensor.detach().clone() for tensor in self.data], self.samples)
 
     @property
     def tensors(self) -> list[Tensor]:

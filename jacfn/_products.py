@@ -18,7 +18,6 @@ from jacfn import _tree
 from jacfn._binding import Bound, bind
 from jacfn._errors import JacfnTypeError, JacfnValueError
 from jacfn._evaluate import Evaluation, Method, Options, Tracking, compute, is_tracked, with_value
-from jacfn._guard import NestedForwardGuard
 from jacfn._memory import Budget
 from jacfn._random import Draw
 from jacfn._selection import Given, Side
@@ -72,8 +71,7 @@ def push(
         full = list(leaves)
         for i, value in zip(active, values, strict=True):
             full[i] = value
-        with NestedForwardGuard():
-            return call(full)
+        return call(full)
 
     def along(*directions: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         value, out, aux = torch.func.jvp(restricted, primals, directions, has_aux=True)

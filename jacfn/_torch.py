@@ -6,7 +6,7 @@ in PyTorch is mended in one place. ``PRIVATE`` names every private attribute use
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
@@ -17,7 +17,6 @@ from torch._C._functorch import (
     get_interpreter_stack,
     get_unwrapped,
     is_functorch_wrapped_tensor,
-    maybe_get_level,
 )
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,7 +27,7 @@ __all__ = [
     "FakeTensorMode",
     "TorchDispatchMode",
     "base_tensor",
-    "forward_depth",
+    "derivative_levels",
     "inside_transform",
     "torch_registration",
     "version",
@@ -36,11 +35,11 @@ __all__ = [
 
 PRIVATE: tuple[str, ...] = (
     "torch._C._functorch.TransformType",
+    "torch._C._functorch.TransformType.Grad",
     "torch._C._functorch.TransformType.Jvp",
     "torch._C._functorch.get_interpreter_stack",
     "torch._C._functorch.get_unwrapped",
     "torch._C._functorch.is_functorch_wrapped_tensor",
-    "torch._C._functorch.maybe_get_level",
     "torch._subclasses.fake_tensor.FakeTensor",
     "torch._subclasses.fake_tensor.FakeTensorMode",
     "torch.utils._python_dispatch.TorchDispatchMode",
@@ -72,15 +71,14 @@ def version(tensor: Tensor) -> int:
     return -1 if base.is_inference() else base._version
 
 
-def forward_depth(tensor: Tensor) -> int:
-    """The number of nested forward-mode (jvp) transforms in whose wrappers ``tensor`` stands."""
-    stack = get_interpreter_stack() or []
-    levels = {interpreter.level() for interpreter in stack if interpreter.key() == TransformType.Jvp}
-    depth = 0
-    while is_functorch_wrapped_tensor(tensor):
-        depth += maybe_get_level(tensor) in levels
-        tensor = get_unwrapped(tensor)
-    return depth
+def derivative_levels(values: Iterable[Any]) -> int:
+    """How many derivatives may be taken of a call with these arguments: active grad and jvp levels, and autograd."""
+    if torch.compiler.is_compiling():
+        return 2  # nobody can ask there
+    kinds = (TransformType.Grad, TransformType.Jvp)
+    levels = sum(interpreter.key() in kinds for interpreter in get_interpreter_stack() or [])
+    recorded = any(isinstance(x, Tensor) and base_tensor(x).requires_grad for x in values)
+    return levels + recorded
 
 
 def torch_registration(

@@ -131,8 +131,7 @@ def jac_fwd(
 
     Raises:
         JacfnError: an argument does not fit (also a ``TypeError`` or ``ValueError``); the message names it. Complex
-            inputs and outputs are refused, and so is forward mode over forward mode through operations that PyTorch
-            differentiates wrongly there, such as ``layer_norm``.
+            inputs and outputs are refused.
 
     Cost: a forward pass with tangents for each column. Memory beyond the result: the activations of a chunk of
     columns; no graph is kept.

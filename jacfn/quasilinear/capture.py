@@ -77,6 +77,10 @@ class Capture(TorchFunctionMode):
     ) -> Any:
         """Claim the call, or let it through as it is."""
         kwargs = kwargs or {}
+        if args and _in_place(func) and self._leaf(args[0]) is not None:
+            raise JacfnError(
+                f"fn changes a differentiated argument in place, by {self._describe(func)}: clone it first"
+            )
         rule = RULES.get(func)
         bound = None if rule is None else rule.bind(args, kwargs)
         if rule is not None and bound is not None:
@@ -152,3 +156,10 @@ def _holds_tensor(result: Any) -> bool:
     if isinstance(result, (tuple, list)):
         return any(_holds_tensor(item) for item in result)
     return isinstance(result, Tensor)
+
+
+def _in_place(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    if name.startswith("__"):
+        return name.startswith("__i") and name not in ("__index__", "__int__", "__invert__") or name == "__setitem__"
+    return name.endswith("_")

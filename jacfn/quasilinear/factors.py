@@ -45,13 +45,14 @@ class Matmul:
         # (N, G, R·O, I) <- (N, G, R·O, T) x (N, G, T, I)
         r, n, g, t, o = d.shape
         stacked = d.permute(1, 2, 0, 4, 3).reshape(n, g, r * o, t)
-        return (stacked @ x).view(n, g, r, o, -1).transpose(1, 2)
+        return (stacked @ x).view(n, g, r, o, x.shape[-1]).transpose(1, 2)
 
     def write(self, delta: Tensor, x: Tensor, out: Tensor) -> None:
         """The same into ``out``, ``(N, R, *leaf)`` with contiguous leaves."""
         d = self.geometry.cotangents(delta)
         r, n, g, t, o = d.shape
-        out = out.view(n, r, g, o, -1)
+        i = x.shape[-1]
+        out = out.view(n, r, g, o, i)
         if t == 1:
             _outer(d, x, out=out)
         elif g > 1 or t == 0:
@@ -60,7 +61,7 @@ class Matmul:
             torch.bmm(d[0, :, 0].transpose(1, 2), x[:, 0], out=out[:, 0, 0])
         else:  # (N, R·O, I) <- (N, R·O, T) x (N, T, I)
             stacked = d[:, :, 0].permute(1, 0, 3, 2).reshape(n, r * o, t)
-            torch.bmm(stacked, x[:, 0], out=out.view(n, r * o, -1))
+            torch.bmm(stacked, x[:, 0], out=out.view(n, r * o, i))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from jacfn._errors import JacfnError
 from jacfn._random import Draw
 from jacfn._torch import inside_transform
 from jacfn.quasilinear.capture import Capture, Claim, Record
+from jacfn.quasilinear.witness import Witness, scalar_like
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,29 +50,25 @@ _HIDDEN = "a use that the capture cannot see (a custom autograd.Function, script
 def learn(bound: Bound, randomness: str, call_sites: bool = False) -> Structure:
     """Run ``fn`` once, on one sample, and see what it does with the leaves.
 
-    Outside transforms the leaves' other uses show in autograd's graph: a gradient of None means that there is none.
-    Inside, where the graph cannot be asked, every leaf is taken to have some.
+    Outside transforms a backward pass tells which leaves have other uses. Inside, where it might be recorded, every
+    leaf is taken to have some.
     """
     one = bound if bound.samples is None else bound.block(0, min(1, bound.samples))
     if inside_transform():
         with torch.no_grad():
-            record, values = _observe(one, one.leaves, one.data, randomness, call_sites)
+            record, values = _observe(one, one.expanded_leaves(), randomness, call_sites)
         joined, random = (True,) * len(one.leaves), False
         reasons = tuple(record.other.get(i, "") for i in range(len(joined)))
     else:
+        one = one.clone()  # fn may change its inputs in place
         draw = Draw(one.leaves + one.data)
-        leaves = [leaf.detach().clone().requires_grad_() for leaf in one.leaves]
-        data = [tensor.detach().clone() for tensor in one.data]  # fn may change its inputs in place
         try:
-            with torch.enable_grad():
-                record, values = _observe(one, leaves, data, randomness, call_sites)
+            record, values, seen = _witnessed(one, randomness, call_sites)
             random = draw.used()
         finally:
             draw.rewind()
-        joined = _reached(values, leaves)
-        reasons = tuple(
-            record.other.get(i, _HIDDEN) if reached else "" for i, reached in enumerate(joined)
-        )
+        joined = tuple(i in seen for i in range(len(one.leaves)))
+        reasons = tuple(record.other.get(i, _HIDDEN) if i in seen else "" for i in range(len(joined)))
     lead = 0 if one.samples is None else 1
     rows = sum(value.shape[lead:].numel() for value in values)
     return Structure(tuple(record.claims), joined, reasons, rows, random)
@@ -94,8 +90,9 @@ def check_strict(structure: Structure, names: Sequence[str]) -> None:
 
 
 def _observe(
-    one: Bound, leaves: list[Tensor], data: list[Tensor], randomness: str, call_sites: bool
+    one: Bound, aliases: list[Tensor], randomness: str, call_sites: bool
 ) -> tuple[Record, list[Tensor]]:
+    """What ``fn`` does with the aliases (which lead with the samples), and its value."""
     records = []
 
     def run(aliases: list[Tensor], data: list[Tensor], outers: list[Tensor]) -> list[Tensor]:
@@ -106,19 +103,25 @@ def _observe(
         records.append(record)
         return values
 
-    dims = [0 if mapped else None for mapped in one.leaves_mapped]
-    observed = one.vmapped(run, randomness, dims, [0] * len(data), dims)
-    aliases = [leaf.view_as(leaf) for leaf in leaves]
-    values = observed(aliases, data, [leaf.detach() for leaf in leaves])
+    dims = [[0] * len(aliases), [0] * len(one.data), one.leaf_dims]
+    values = one.vmapped(run, randomness, *dims)(aliases, one.data, one.leaves)
     return records[0], values
 
 
-def _reached(values: Sequence[Tensor], leaves: Sequence[Tensor]) -> tuple[bool, ...]:
-    """Which leaves autograd reaches from the values."""
-    ends = [value for value in values if value.requires_grad]
-    if not ends:
-        return (False,) * len(leaves)
-    grads: Sequence[Any] = torch.autograd.grad(
-        ends, leaves, [torch.ones_like(end) for end in ends], allow_unused=True
-    )
-    return tuple(grad is not None for grad in grads)
+def _witnessed(one: Bound, randomness: str, call_sites: bool) -> tuple[Record, list[Tensor], set[int]]:
+    """The same, and the leaves that a backward pass reaches through uses that nobody claims."""
+    seen: set[int] = set()
+    records = []
+
+    def call(scalar: Tensor) -> list[Tensor]:
+        aliases = [
+            Witness.apply(leaf, scalar, seen, i) for i, leaf in enumerate(one.expanded_leaves())
+        ]
+        record, values = _observe(one, aliases, randomness, call_sites)
+        records.append(record)
+        return values
+
+    values, vjp = torch.func.vjp(call, scalar_like(one.leaves[0]))
+    with torch.no_grad():
+        vjp([torch.ones_like(value) for value in values])
+    return records[0], values, seen

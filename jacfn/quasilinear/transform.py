@@ -22,6 +22,7 @@ from jacfn._tree import LeafType
 from jacfn.quasilinear.capture import Capture, Record
 from jacfn.quasilinear.factors import Form
 from jacfn.quasilinear.structure import Structure, check_strict, learn
+from jacfn.quasilinear.witness import Witness, scalar_like
 
 
 class StructureChanged(Exception):
@@ -30,31 +31,6 @@ class StructureChanged(Exception):
     def __init__(self, joined: set[int] | None = None) -> None:
         super().__init__()
         self.joined = joined
-
-
-class Witness(torch.autograd.Function):
-    """A leaf handed through unchanged, with a scalar that is differentiated in its place.
-
-    Its backward runs only when the leaf has a use that no claim covers: ``seen`` then gets the leaf's number.
-    """
-
-    generate_vmap_rule = False
-
-    @staticmethod
-    def forward(leaf: Tensor, scalar: Tensor, seen: set[int], number: int) -> Tensor:
-        """The leaf itself."""
-        return leaf.view_as(leaf)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep where to report."""
-        _, ctx.scalar, ctx.seen, ctx.number = inputs
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        """Report."""
-        ctx.seen.add(ctx.number)
-        return None, torch.zeros_like(ctx.scalar), None, None
 
 
 @dataclasses.dataclass
@@ -105,7 +81,8 @@ class Factors:
         self._joined = [i for i, joined in enumerate(structure.joined) if joined]
         self._seen: set[int] = set()
         self._randomness = randomness
-        primals = [*self._taps(), *(self._expanded(i) for i in self._joined), self._scalar()]
+        leaves = block.expanded_leaves()
+        primals = [*self._taps(), *(leaves[i] for i in self._joined), scalar_like(block.leaves[0])]
         self.linear = Linearisation(self._call, primals, inner, tracking)
         self.value = self.linear.value
         self.aux: list[Tensor]
@@ -124,22 +101,13 @@ class Factors:
             for claim in self._structure.claims
         ]
 
-    def _expanded(self, leaf: int) -> Tensor:
-        """A joined leaf with a copy for every sample (in stride zero), so that its gradient is per sample."""
-        value, mapped = self._block.leaves[leaf], self._block.leaves_mapped[leaf]
-        return value if mapped else value.expand(*self._lead, *value.shape)
-
-    def _scalar(self) -> Tensor:
-        like = self._block.leaves[0]
-        return torch.zeros((), dtype=like.dtype, device=like.device)
-
     def _call(self, *primals: Tensor) -> tuple[list[Tensor], Any]:
         """``fn`` with taps and aliases; its aux are fn's aux and the captured inputs."""
         block, claims = self._block, self._structure.claims
         taps, joined, scalar = primals[: len(claims)], iter(primals[len(claims) : -1]), primals[-1]
         aliases = [
             next(joined) if is_joined else Witness.apply(leaf, scalar, self._seen, i)
-            for i, (leaf, is_joined) in enumerate(zip(block.leaves, self._structure.joined, strict=True))
+            for i, (leaf, is_joined) in enumerate(zip(block.expanded_leaves(), self._structure.joined, strict=True))
         ]
 
         def run(aliases: list[Tensor], data: list[Tensor], outers: list[Tensor], taps: list[Tensor]) -> Any:
@@ -151,14 +119,8 @@ class Factors:
             record.check_inputs()
             return values, aux, [x for inputs in record.inputs for x in inputs if x is not None]
 
-        outer_dims = [0 if mapped else None for mapped in block.leaves_mapped]
-        alias_dims = [
-            0 if mapped or is_joined else None
-            for mapped, is_joined in zip(block.leaves_mapped, self._structure.joined, strict=True)
-        ]
-        vmapped = block.vmapped(
-            run, self._randomness, alias_dims, [0] * len(block.data), outer_dims, [0] * len(taps)
-        )
+        dims = [[0] * len(aliases), [0] * len(block.data), block.leaf_dims, [0] * len(taps)]
+        vmapped = block.vmapped(run, self._randomness, *dims)
         values, aux, inputs = vmapped(aliases, block.data, block.leaves, list(taps))
         return values, (aux, inputs)
 
@@ -227,7 +189,7 @@ def self_check(bound: Bound, structure: Structure, options: Options) -> None:
     one = bound if bound.samples is None else bound.block(0, min(1, bound.samples))
     if structure.random or one.samples == 0:
         return
-    one = one.replace([x.detach().clone() for x in one.leaves], [x.detach().clone() for x in one.data], one.samples)
+    one = one.clone()
     factors = Factors(one, structure, options.randomness, options.inner_randomness, "off")
     generator = torch.Generator().manual_seed(0)
     cotangents = [
@@ -235,14 +197,16 @@ def self_check(bound: Bound, structure: Structure, options: Options) -> None:
     ]
     lead = len(factors._lead)
     got = factors.rows([u if lead else u.unsqueeze(0) for u in cotangents], keep=False)
-    _, vjp = torch.func.vjp(
-        lambda *leaves: one.vmapped(one.call, options.randomness)(list(leaves), one.data)[0], *one.leaves
-    )
+    def plain(*leaves: Tensor) -> list[Tensor]:
+        dims = [[0] * len(leaves), [0] * len(one.data)]
+        values: list[Tensor] = one.vmapped(one.call, options.randomness, *dims)(list(leaves), one.data)[0]
+        return values
+
+    _, vjp = torch.func.vjp(plain, *one.expanded_leaves())
     with torch.no_grad():
         wanted = vjp(cotangents)
-    for name, rows, grad, mapped in zip(one.names, got, wanted, one.leaves_mapped, strict=True):
-        mine = rows.dense()[:, 0]  # (N, *leaf), N = 1
-        _compare(name, mine if mapped else mine.sum(0), grad)
+    for name, rows, grad in zip(one.names, got, wanted, strict=True):
+        _compare(name, rows.dense()[:, 0].reshape(grad.shape), grad)  # one sample, one row
 
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}

@@ -30,7 +30,8 @@ class Patches:
     def inputs(self, x: Tensor) -> Tensor:
         """``(N, G, T, I)``: the patches, with positions innermost in memory as in im2col."""
         axes = len(self.kernel)
-        x = x.reshape(x.shape[0], -1, self.groups, x.shape[-axes - 1] // self.groups, *x.shape[-axes:])
+        images, channels = x.shape[1 : -axes - 1].numel(), x.shape[-axes - 1] // self.groups
+        x = x.reshape(x.shape[0], images, self.groups, channels, *x.shape[-axes:])
         if any(left or right for left, right in self.padding):
             x = F.pad(x, [side for pair in reversed(self.padding) for side in pair])
         for axis, (size, step, spacing) in enumerate(zip(self.kernel, self.stride, self.dilation, strict=True)):
@@ -45,10 +46,10 @@ class Patches:
         """``(R, N, G, T, O)``."""
         axes = len(self.kernel)
         r, n = delta.shape[:2]
-        places = delta.shape[-axes:].numel()
+        images, places = delta.shape[2 : -axes - 1].numel(), delta.shape[-axes:].numel()
         outputs = delta.shape[-axes - 1] // self.groups
-        delta = delta.reshape(r, n, -1, self.groups, outputs, places)
-        return delta.permute(0, 1, 3, 2, 5, 4).reshape(r, n, self.groups, -1, outputs)
+        delta = delta.reshape(r, n, images, self.groups, outputs, places)
+        return delta.permute(0, 1, 3, 2, 5, 4).reshape(r, n, self.groups, images * places, outputs)
 
 
 def _convolution(

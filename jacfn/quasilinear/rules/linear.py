@@ -17,11 +17,11 @@ class Rows:
 
     def inputs(self, x: Tensor) -> Tensor:
         """``(N, 1, T, I)``."""
-        return x.reshape(x.shape[0], 1, -1, x.shape[-1])
+        return x.reshape(x.shape[0], 1, x.shape[1:-1].numel(), x.shape[-1])
 
     def cotangents(self, delta: Tensor) -> Tensor:
         """``(R, N, 1, T, O)``."""
-        return delta.reshape(*delta.shape[:2], 1, -1, delta.shape[-1])
+        return delta.reshape(*delta.shape[:2], 1, delta.shape[2:-1].numel(), delta.shape[-1])
 
 
 @rule(F.linear)
