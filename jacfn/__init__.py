@@ -2,6 +2,7 @@
 
 from jacfn._errors import JacfnError, JacfnTypeError, JacfnValueError
 from jacfn._products import pullback, pushforward
+from jacfn.auto import jacobian
 from jacfn.dense import jac_fwd, jac_rev
 from jacfn.functional import make_functional
 from jacfn.quasilinear.transform import jac_quasilinear
@@ -13,6 +14,7 @@ __all__ = [
     "jac_fwd",
     "jac_quasilinear",
     "jac_rev",
+    "jacobian",
     "make_functional",
     "pullback",
     "pushforward",

@@ -35,9 +35,7 @@ class Outputs:
         """The aux pytree with ``tensors`` put back in."""
         assert self.aux_spec is not None
         rest = iter(tensors)
-        return _tree.unflatten(
-            self.aux_spec, [next(rest) if leaf is _TENSOR else leaf for leaf in self.aux_constants]
-        )
+        return _tree.unflatten(self.aux_spec, [next(rest) if leaf is _TENSOR else leaf for leaf in self.aux_constants])
 
 
 _TENSOR = object()  # stands for a tensor among the aux constants
@@ -64,9 +62,7 @@ class Bound:
     signature: Hashable | None  # equal for calls that differ in values alone; None if it cannot be told
     seen: dict[str, Outputs]
 
-    def call(
-        self, leaves: Sequence[Tensor], data: Sequence[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def call(self, leaves: Sequence[Tensor], data: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """``fn`` as a function of flat lists: its output leaves and the tensors of its aux."""
         with exact_kernels():
             result = self.fn(*self.rebuild(leaves, data), **self.kwargs)
@@ -95,10 +91,7 @@ class Bound:
         def cut(tensor: Tensor) -> Tensor:
             return tensor.narrow(0, start, length)
 
-        leaves = [
-            cut(leaf) if mapped else leaf
-            for leaf, mapped in zip(self.leaves, self.leaves_mapped, strict=True)
-        ]
+        leaves = [cut(leaf) if mapped else leaf for leaf, mapped in zip(self.leaves, self.leaves_mapped, strict=True)]
         return self.replace(leaves, [cut(tensor) for tensor in self.data], length)
 
     def vmapped(self, function: Callable[..., Any], randomness: str, *in_dims: Any) -> Callable[..., Any]:
@@ -123,12 +116,12 @@ class Bound:
         """The same function without its sample axis, which must have length 1."""
         if self.samples is None:
             return self
-        leaves = [
-            leaf[0] if mapped else leaf
-            for leaf, mapped in zip(self.leaves, self.leaves_mapped, strict=True)
-        ]
+        leaves = [leaf[0] if mapped else leaf for leaf, mapped in zip(self.leaves, self.leaves_mapped, strict=True)]
         return dataclasses.replace(
-            self, leaves=leaves, data=[x[0] for x in self.data], samples=None,
+            self,
+            leaves=leaves,
+            data=[x[0] for x in self.data],
+            samples=None,
             leaves_mapped=(False,) * len(leaves),
         )
 
@@ -202,9 +195,7 @@ def bind(
         for place, leaf in zip([*places, *mapped], [*new_leaves, *new_data], strict=True):
             full[place] = leaf
         parts = iter(full)
-        return tuple(
-            _tree.unflatten(spec, [next(parts) for _ in range(spec.num_leaves)]) for spec in specs
-        )
+        return tuple(_tree.unflatten(spec, [next(parts) for _ in range(spec.num_leaves)]) for spec in specs)
 
     subtree = tuple(args[i] for i in selected) if isinstance(argnums, tuple) else args[selected[0]]
     return Bound(
@@ -290,19 +281,13 @@ def _normalise_dim(dim: Any, leaf: Any, arg: int) -> int | None:
             "give None for it"
         )
     if not -leaf.ndim <= dim < leaf.ndim:
-        raise JacfnValueError(
-            f"in_dims gives axis {dim} of argument {arg}, which has the shape {tuple(leaf.shape)}"
-        )
+        raise JacfnValueError(f"in_dims gives axis {dim} of argument {arg}, which has the shape {tuple(leaf.shape)}")
     return dim % leaf.ndim
 
 
 def _count_samples(flat: list[Any], dims: list[int | None], owner: list[int]) -> int | None:
-    sizes = {
-        arg: leaf.shape[0] for leaf, dim, arg in zip(flat, dims, owner, strict=True) if dim is not None
-    }
-    counts = {
-        leaf.shape[0] for leaf, dim in zip(flat, dims, strict=True) if dim is not None
-    }
+    sizes = {arg: leaf.shape[0] for leaf, dim, arg in zip(flat, dims, owner, strict=True) if dim is not None}
+    counts = {leaf.shape[0] for leaf, dim in zip(flat, dims, strict=True) if dim is not None}
     if len(counts) > 1:
         raise JacfnValueError(
             "in_dims: all mapped arguments must have the same number of samples, got "
@@ -345,7 +330,8 @@ def _check_outputs(outputs: list[Any], spec: optree.PyTreeSpec) -> None:
     for leaf, path in zip(outputs, _tree.leaf_names(spec), strict=True):
         if not isinstance(leaf, Tensor):
             raise JacfnTypeError(
-                f"fn's output{path} must be a tensor, got {type(leaf).__name__}; return other things as aux (has_aux=True)"
+                f"fn's output{path} must be a tensor, got {type(leaf).__name__}; "
+                "return other things as aux (has_aux=True)"
             )
         if leaf.is_complex():
             raise JacfnTypeError(

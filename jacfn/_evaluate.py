@@ -81,15 +81,15 @@ class Deferred(Protocol):
 class Evaluation:
     """One block of samples under way.
 
-    ``chunks`` yields ``(start, stop, parts)``: for each of the ``others`` (the leaves on the other side) a tensor
-    ``(samples, stop - start, *other)``.
+    ``chunks`` yields ``(start, stop, parts)``: for each of the ``others`` (the leaves on the other side) a tensor or
+    :class:`Deferred`, ``(samples, stop - start, *other)``.
     """
 
     side: Side
     others: Sequence[LeafType]  # for one sample
     value: list[Tensor]
     aux: list[Tensor]
-    chunks: Iterator[tuple[int, int, Sequence[Tensor | Deferred]]]
+    chunks: Iterator[tuple[int, int, Sequence[Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,8 @@ def compute(method: Method, bound: Bound, options: Options) -> Result:
         bound = bound.detach()
     tracking: Tracking = "off" if not options.differentiable else "on" if bound.tracked() else "auto"
     chunks = choose(method, bound, options)
-    log.debug("%s: chunk %s", method.name, chunks, extra={"jacfn_chunks": chunks})
+    if not torch.compiler.is_compiling():
+        log.debug("%s: chunk %s", method.name, chunks, extra={"jacfn_chunks": chunks})
     result = _run_backing_off(method, bound, options, chunks, tracking)
     if not options.differentiable:
         result.parts = {key: part.detach() for key, part in result.parts.items()}
@@ -150,11 +151,13 @@ def choose(method: Method, bound: Bound, options: Options) -> Chunks:
     if budget is not None:
         if inside_transform():
             raise JacfnValueError(
-                "memory: a budget cannot be planned inside a transform or a compiled region, where sizes are not known; "
+                "memory: a budget cannot be planned inside a transform or a compiled region, where sizes are unknown; "
                 "pass chunk_size"
             )
-        key = None if method.key is None or bound.signature is None else (
-            method.name, method.key, bound.signature, samples, budget
+        key = (
+            None
+            if method.key is None or bound.signature is None
+            else (method.name, method.key, bound.signature, samples, budget)
         )
         return remember(bound.fn, key, lambda: _plan(method, bound, options, budget))
     if options.chunk_size is None:
@@ -191,9 +194,7 @@ def _plan(method: Method, bound: Bound, options: Options, budget: int) -> Chunks
     return plan(peak, bound.samples, total, budget, samples_first=method.samples_first)
 
 
-def _run_backing_off(
-    method: Method, bound: Bound, options: Options, chunks: Chunks, tracking: Tracking
-) -> Result:
+def _run_backing_off(method: Method, bound: Bound, options: Options, chunks: Chunks, tracking: Tracking) -> Result:
     """Run; where an accelerator runs out of memory and the caller set no chunk, with half of it."""
     while True:
         try:
@@ -255,9 +256,7 @@ def _starts(samples: int | None, block: int | None) -> Sequence[int]:
     return range(0, samples, block or 1)
 
 
-def _tables(
-    axis: int, samples: int, evaluation: Evaluation, allocate: Allocate
-) -> dict[tuple[int, int], Assembly]:
+def _tables(axis: int, samples: int, evaluation: Evaluation, allocate: Allocate) -> dict[tuple[int, int], Assembly]:
     table = {}
     for leaf, (low, high) in enumerate(evaluation.side.bounds):
         for j, other in enumerate(evaluation.others):
@@ -326,10 +325,7 @@ def _by_columns(bound: Bound, result: Result) -> Any:
 
     def inner(j: int) -> Any:
         out = result.value[j].shape[len(lead) :]
-        parts = [
-            result.parts[leaf, j].reshape((*lead, *out, *shape))
-            for leaf, shape in enumerate(result.side.shapes)
-        ]
+        parts = [result.parts[leaf, j].reshape((*lead, *out, *shape)) for leaf, shape in enumerate(result.side.shapes)]
         return parts[0] if result.side.spec is None else _tree.unflatten(result.side.spec, parts)
 
     return _tree.unflatten(bound.outputs.spec, [inner(j) for j in range(len(result.value))])

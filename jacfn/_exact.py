@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
@@ -24,6 +24,8 @@ from jacfn._torch import derivative_levels
 
 Replacement = Callable[..., Any]
 
+_SignAndLog: Any = type(torch.linalg.slogdet(torch.ones(1, 1)))  # the named tuple that PyTorch returns
+
 NESTED: dict[Callable[..., Any], Replacement] = {}  # where two or more derivatives are under way
 ALWAYS: dict[Callable[..., Any], Replacement] = {}
 
@@ -31,13 +33,22 @@ ALWAYS: dict[Callable[..., Any], Replacement] = {}
 @contextlib.contextmanager
 def exact_kernels() -> Iterator[None]:
     """The replacements, and attention by the MATH backend: its fused kernels have no batching rules and no jvps."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
+    with _no_fast_path(), sdpa_kernel(SDPBackend.MATH), ExactKernels():
+        yield
+
+
+@contextlib.contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """Transformer layers by their parts, which their fused inference kernel would hide."""
+    if torch.compiler.is_compiling():  # refuses to trace the switch; what is compiled has no fast path
+        yield
+        return
+    before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), ExactKernels():
-            yield
+        yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class ExactKernels(TorchFunctionMode):
@@ -97,23 +108,19 @@ def _instance_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     if running_mean is not None or running_var is not None:
-        return F.instance_norm(
-            input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
-        )
+        return F.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
     columns = [None if p is None else _as_channels(p, input) for p in (weight, bias)]
     return _affine(_standardise(input, tuple(range(2, input.ndim)), eps), *columns)
 
 
 @_replaces(NESTED, torch.slogdet, torch.linalg.slogdet, Tensor.slogdet)
 def _slogdet(matrix: Tensor) -> Any:
-    sign, diagonal = _triangle(matrix)
-    sign = sign * diagonal.detach().sign().prod(-1)
-    return torch.return_types.linalg_slogdet((sign, diagonal.abs().log().sum(-1)))
+    return _SignAndLog(_sign_and_log(matrix))
 
 
 @_replaces(NESTED, torch.logdet, Tensor.logdet)
 def _logdet(matrix: Tensor) -> Tensor:
-    sign, value = _slogdet(matrix)
+    sign, value = _sign_and_log(matrix)
     return torch.where(sign < 0, torch.nan, value)
 
 
@@ -125,7 +132,7 @@ def _det(matrix: Tensor) -> Tensor:
 
 @_replaces(NESTED, torch.linalg.solve)
 def _solve(matrix: Tensor, other: Tensor, *, left: bool = True) -> Tensor:
-    inverse = torch.linalg.inv(matrix)
+    inverse: Tensor = torch.linalg.inv(matrix)
     if not left:
         return other @ inverse
     if other.ndim == 1 or (other.ndim + 1 == matrix.ndim and other.shape == matrix.shape[:-1]):
@@ -142,7 +149,8 @@ def _lu_solve(factors: Tensor, pivots: Tensor, other: Tensor, *, left: bool = Tr
         )
     permutation, lower, upper = torch.lu_unpack(factors, pivots)
     half = torch.linalg.solve_triangular(lower, permutation.mT @ other, upper=False, unitriangular=True)
-    return torch.linalg.solve_triangular(upper, half, upper=True)
+    solution: Tensor = torch.linalg.solve_triangular(upper, half, upper=True)
+    return solution
 
 
 @_replaces(NESTED, F.glu)
@@ -164,6 +172,11 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 def _as_channels(parameter: Tensor, x: Tensor) -> Tensor:
     return parameter.view(-1, *(1,) * (x.ndim - 2))
+
+
+def _sign_and_log(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    sign, diagonal = _triangle(matrix)
+    return sign * diagonal.detach().sign().prod(-1), diagonal.abs().log().sum(-1)
 
 
 def _triangle(matrix: Tensor) -> tuple[Tensor, Tensor]:

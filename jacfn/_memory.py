@@ -59,16 +59,12 @@ def parse_budget(memory: Budget) -> int | None:
     if isinstance(memory, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([A-Za-z]*)\s*", memory)
         if match is None or match[2].lower() not in _UNITS:
-            raise JacfnValueError(
-                f"memory must be bytes or a string such as '512MiB' or '2GB', got {memory!r}"
-            )
+            raise JacfnValueError(f"memory must be bytes or a string such as '512MiB' or '2GB', got {memory!r}")
         amount = int(float(match[1]) * _UNITS[match[2].lower()])
     elif isinstance(memory, int) and not isinstance(memory, bool):
         amount = memory
     else:
-        raise JacfnTypeError(
-            f"memory must be bytes (int) or a string such as '512MiB', got {type(memory).__name__}"
-        )
+        raise JacfnTypeError(f"memory must be bytes (int) or a string such as '512MiB', got {type(memory).__name__}")
     if amount <= 0:
         raise JacfnValueError(f"memory must be positive, got {memory!r}")
     return amount
@@ -123,11 +119,11 @@ def _join(parts: list[Tensor], axis: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
 
 
-class PeakBytes(TorchDispatchMode):
+class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Books every storage that is allocated inside the ``with`` block: ``now`` and ``peak``, in bytes."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._counting = True
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()

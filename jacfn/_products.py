@@ -35,7 +35,7 @@ class Linearisation:
     ) -> None:
         self.value: list[Tensor]
         self.aux: list[Tensor]
-        self.value, self._vjp, self.aux = torch.func.vjp(call, *leaves, has_aux=True)
+        self.value, self._vjp, self.aux = torch.func.vjp(call, *leaves, has_aux=True)  # type: ignore[misc]
         self._randomness = randomness
         self.tracked = is_tracked(tracking, self.value)
 
@@ -74,7 +74,7 @@ def push(
         return call(full)
 
     def along(*directions: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        value, out, aux = torch.func.jvp(restricted, primals, directions, has_aux=True)
+        value, out, aux = torch.func.jvp(restricted, primals, directions, has_aux=True)  # type: ignore[misc]
         return out, value, aux
 
     stacks = [stack for stack in tangents if stack is not None]
@@ -214,7 +214,7 @@ def pullback(
     bound = _bind_all(fn, primals, has_aux, "pullback")
 
     def side_of(value: Sequence[LeafType], block: Bound) -> Side:
-        stacks = _tree.flatten_types(block.outputs.spec, cotangents, "cotangents")
+        stacks = _tree.flatten_like(block.outputs.spec, cotangents, "cotangents")
         return _given(stacks, value, _tree.leaf_names(block.outputs.spec), "cotangents")
 
     start = partial(start_reverse, side_of=side_of, options=options)

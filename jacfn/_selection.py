@@ -56,9 +56,7 @@ class Side:
                 for leaf, (low, high) in zip(self.leaves, offsets, strict=True)
             ]
         wanted = self.index[start:stop]
-        return [
-            _one_hot(leaf, wanted, low, high) for leaf, (low, high) in zip(self.leaves, offsets, strict=True)
-        ]
+        return [_one_hot(leaf, wanted, low, high) for leaf, (low, high) in zip(self.leaves, offsets, strict=True)]
 
     def split(self, start: int, stop: int) -> list[tuple[int, slice, slice]]:
         """Where a range of places falls: (result leaf, its part of the range, its places within the leaf)."""

@@ -109,9 +109,9 @@ def _register_dataclass(kind: type) -> None:
     def flatten_fn(node: Any) -> tuple[list[Any], None, tuple[str, ...]]:
         return [getattr(node, name) for name in names], None, names
 
-    def unflatten_fn(_: None, children: Any) -> Any:
+    def unflatten_fn(_: Any, children: Any) -> Any:
         # Not through __init__: a check in there was written for values, and Jacobians stand in their place.
-        node = object.__new__(kind)
+        node: Any = object.__new__(kind)
         for name, child in zip(names, children, strict=True):
             object.__setattr__(node, name, child)
         return node

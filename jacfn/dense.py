@@ -51,8 +51,8 @@ def jac_rev(
 
     Returns:
         A function of the arguments of ``fn``. Its result has the structure of the output outside, that of the
-        arguments inside, leaves ``(*out, *in)``, with ``in_dims`` ``(N, *out, *in)``; with ``rows`` the axis ``(R,)`` stands in the
-        place of the output. ``(jac, value)`` with ``return_value``, ``(jac, aux)`` with ``has_aux``,
+        arguments inside, leaves ``(*out, *in)``, with ``in_dims`` ``(N, *out, *in)``; with ``rows`` the axis ``(R,)``
+        stands in the place of the output. ``(jac, value)`` with ``return_value``, ``(jac, aux)`` with ``has_aux``,
         ``(jac, (value, aux))`` with both. Leaves have the dtype of the input.
 
     Raises:
@@ -125,9 +125,9 @@ def jac_fwd(
 
     Returns:
         A function of the arguments of ``fn``. Its result has the structure of the output outside, that of the
-        arguments inside, leaves ``(*out, *in)``, with ``in_dims`` ``(N, *out, *in)``; with ``columns`` the axis ``(C,)`` stands in
-        the place of the input. ``(jac, value)`` with ``return_value``, ``(jac, aux)`` with ``has_aux``,
-        ``(jac, (value, aux))`` with both. Leaves have the dtype of the output.
+        arguments inside, leaves ``(*out, *in)``, with ``in_dims`` ``(N, *out, *in)``; with ``columns`` the axis
+        ``(C,)`` stands in the place of the input. ``(jac, value)`` with ``return_value``, ``(jac, aux)`` with
+        ``has_aux``, ``(jac, (value, aux))`` with both. Leaves have the dtype of the output.
 
     Raises:
         JacfnError: an argument does not fit (also a ``TypeError`` or ``ValueError``); the message names it. Complex

@@ -13,9 +13,7 @@ from jacfn import _tree
 from jacfn._errors import JacfnTypeError, JacfnValueError
 
 
-def make_functional(
-    module: nn.Module, *, batched: bool = False
-) -> tuple[Callable[..., Any], dict[str, Tensor]]:
+def make_functional(module: nn.Module, *, batched: bool = False) -> tuple[Callable[..., Any], dict[str, Tensor]]:
     """A module as a pure function ``fn(params, *inputs, **kwargs)``, and its parameters.
 
     Args:
@@ -26,8 +24,8 @@ def make_functional(
 
     Returns:
         ``(fn, params)``: ``params`` maps names to detached trainable parameters (sharing memory with the module) in
-        the order of ``module.named_parameters()``, a shared parameter once, under its first name. Pass ``in_dims=(None, 0)`` to a
-        transform of ``fn`` for the Jacobian of every sample of a batch.
+        the order of ``module.named_parameters()``, a shared parameter once, under its first name. Pass
+        ``in_dims=(None, 0)`` to a transform of ``fn`` for the Jacobian of every sample of a batch.
 
     Raises:
         JacfnTypeError: ``module`` is no ``nn.Module``.
@@ -52,9 +50,7 @@ def make_functional(
             raise JacfnValueError(
                 f"module: the lazy parameter {name!r} has no shape yet; call the module once on an input first"
             )
-    params = {
-        name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad
-    }
+    params = {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
 
     def batch_function(params: dict[str, Tensor], *inputs: Any, **kwargs: Any) -> Any:
         return torch.func.functional_call(module, params, inputs, kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -95,7 +96,7 @@ case = pytest.mark.parametrize("fn", CASES.values(), ids=CASES.keys())
 
 
 def oracle(fn: Callable[..., Tensor], w: Tensor, x: Tensor) -> Tensor:
-    return torch.stack([torch.autograd.functional.jacobian(lambda w: fn(w, s), w) for s in x])
+    return torch.stack([torch.autograd.functional.jacobian(lambda w, s=s: fn(w, s), w) for s in x])
 
 
 @case
@@ -167,13 +168,13 @@ def test_passed_as_two_arguments() -> None:
 
 
 def test_scripted_code_is_exact() -> None:
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="torch.jit.script"):
         scripted = torch.jit.script(_scripted)
 
     def fn(w: Tensor, x: Tensor) -> Tensor:
         return scripted(w, x) + F.linear(x, w)
 
-    wanted = torch.stack([torch.autograd.functional.jacobian(lambda w: fn(w, s), W) for s in X])
+    wanted = torch.stack([torch.autograd.functional.jacobian(lambda w, s=s: fn(w, s), W) for s in X])
     torch.testing.assert_close(jac_quasilinear(fn, in_dims=(None, 0))(W, X), wanted)
 
 
@@ -189,7 +190,7 @@ def test_leaf_changed_in_place_raises_as_jacrev_does() -> None:
     before = W.clone()
     with pytest.raises(RuntimeError, match="leaf Variable that requires grad"):
         torch.func.jacrev(fn)(W, X[0])
-    with pytest.raises(jacfn.JacfnError, match="changes a differentiated argument in place, by torch.Tensor.mul_"):
+    with pytest.raises(jacfn.JacfnError, match=r"changes a differentiated argument in place, by torch\.Tensor\.mul_"):
         jac_quasilinear(fn)(W, X[0])
     assert torch.equal(W, before)
 
@@ -217,10 +218,14 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "linear with positions": (nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)), (3, 2, 4)),
     "conv1d": (nn.Sequential(nn.Conv1d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 2)), (2, 6)),
     "conv1d groups": (nn.Sequential(nn.Conv1d(4, 6, 2, groups=2, stride=2), nn.Tanh()), (4, 5)),
-    "depthwise": (nn.Sequential(nn.Conv2d(3, 6, 3, groups=3, bias=False), nn.Tanh(), nn.Flatten()), (3, 4, 4)),
+    "depthwise": (
+        nn.Sequential(nn.Conv2d(3, 6, 3, groups=3, bias=False), nn.Tanh(), nn.Flatten()),
+        (3, 4, 4),
+    ),
     "conv2d all options": (
         nn.Sequential(
-            nn.Conv2d(2, 4, (3, 2), stride=(2, 1), padding=(2, 1), dilation=(1, 2), groups=2), nn.Tanh(),
+            nn.Conv2d(2, 4, (3, 2), stride=(2, 1), padding=(2, 1), dilation=(1, 2), groups=2),
+            nn.Tanh(),
             nn.Flatten(),
         ),
         (2, 5, 5),
@@ -228,7 +233,10 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "same, even kernel": (nn.Sequential(nn.Conv2d(1, 2, (2, 4), padding="same", dilation=(3, 1))), (1, 5, 4)),
     "valid": (nn.Sequential(nn.Conv2d(1, 2, 2, padding="valid")), (1, 3, 3)),
     "reflect": (nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect")), (1, 3, 3)),
-    "conv3d": (nn.Sequential(nn.Conv3d(1, 2, 2, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(128, 2)), (1, 3, 3, 3)),
+    "conv3d": (
+        nn.Sequential(nn.Conv3d(1, 2, 2, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(128, 2)),
+        (1, 3, 3, 3),
+    ),
     "convolution of a single place": (nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten()), (2, 3, 3)),
 }
 
@@ -327,11 +335,13 @@ def test_strict_names_leaf_operation_and_call_site() -> None:
         return F.linear(x, params["w"]) + params["gain"].exp()
 
     params = {"w": W, "gain": W[0]}
-    with pytest.raises(jacfn.JacfnError, match=r"(?s)argument 0\['gain'\]: torch.Tensor.exp at .*test_quasilinear.py:\d+"):
+    with pytest.raises(
+        jacfn.JacfnError, match=r"(?s)argument 0\['gain'\]: torch.Tensor.exp at .*test_quasilinear.py:\d+"
+    ):
         jac_quasilinear(fn, in_dims=(None, 0), strict=True)(params, X)
     with pytest.raises(jacfn.JacfnError, match="custom_function_call at"):
         jac_quasilinear(CASES["custom Function"], in_dims=(None, 0), strict=True)(W, X)
-    with pytest.raises(jacfn.JacfnError, match="torch.Tensor.exp"):
+    with pytest.raises(jacfn.JacfnError, match=r"torch\.Tensor\.exp"):
         torch.func.vmap(jac_quasilinear(fn, strict=True), (None, 0))(params, X)
 
 
@@ -356,17 +366,16 @@ def test_structure_is_learnt_once_and_again_when_it_changes() -> None:
 
 
 def test_claims_that_change_are_learnt_again() -> None:
-    sizes = iter([3, 3, 3, 2, 2, 2, 2, 2, 2, 2, 2, 2])
+    depth = 3
 
     def fn(w: Tensor, x: Tensor) -> Tensor:
-        for _ in range(size):
+        for _ in range(depth):
             x = F.linear(x, w).sin()
         return x
 
     jacobian = jac_quasilinear(fn, in_dims=(None, 0))
-    for size in (3, 2, 1):
+    for depth in (3, 2, 1):  # noqa: B007 (fn reads it)
         torch.testing.assert_close(jacobian(W, X), oracle(fn, W, X))
-    del sizes
 
 
 def test_a_wrong_rule_is_caught(monkeypatch) -> None:
@@ -404,7 +413,9 @@ def test_random_function_keeps_its_draw_and_generator() -> None:
     assert torch.equal(after, torch.rand(1))  # learning has not shifted the generator
     torch.testing.assert_close(value, wanted_value)
     mask = value != 0  # (N, K): a kept output has the derivative of the scaled linear map
-    torch.testing.assert_close(got, 2 * mask[..., None, None] * torch.eye(3, dtype=D)[None, :, :, None] * X[:, None, None])
+    torch.testing.assert_close(
+        got, 2 * mask[..., None, None] * torch.eye(3, dtype=D)[None, :, :, None] * X[:, None, None]
+    )
 
 
 def test_return_value_aux_and_empty() -> None:
@@ -466,7 +477,7 @@ def test_rows_outside_the_selection_are_not_pulled() -> None:
 )
 def test_random_networks(data, widths, samples, shared, bias, chunk) -> None:
     layers: list[nn.Module] = []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in itertools.pairwise(widths):
         layers += [nn.Linear(a, b, bias=bias), nn.Tanh()]
         if shared:
             again = nn.Linear(b, b, bias=bias)
@@ -487,9 +498,7 @@ def test_random_networks(data, widths, samples, shared, bias, chunk) -> None:
     per_group=st.tuples(st.integers(1, 2), st.integers(1, 2)),
 )
 def test_random_convolutions(kernel, stride, padding, dilation, groups, per_group) -> None:
-    layer = nn.Conv2d(
-        groups * per_group[0], groups * per_group[1], kernel, stride, padding, dilation, groups, dtype=D
-    )
+    layer = nn.Conv2d(groups * per_group[0], groups * per_group[1], kernel, stride, padding, dilation, groups, dtype=D)
     fn, params = make_functional(nn.Sequential(layer, nn.Tanh()))
     x = torch.randn(2, groups * per_group[0], 5, 6, dtype=D)
     jac = jac_quasilinear(fn, in_dims=(None, 0), strict=True)(params, x)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from jacfn._errors import JacfnError
@@ -55,8 +56,8 @@ class Record:
 class Capture(TorchFunctionMode):
     """Claims the linear uses of ``aliases`` in the calls made inside the ``with`` block.
 
-    ``aliases`` are the tensors that ``fn`` was given, ``outers`` the caller's values of the same leaves. With ``taps``, the
-    i-th claimed call gets the i-th tap added to its output; without, it is only recorded.
+    ``aliases`` are the tensors that ``fn`` was given, ``outers`` the caller's values of the same leaves. With
+    ``taps``, the i-th claimed call gets the i-th tap added to its output; without, it is only recorded.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Capture(TorchFunctionMode):
     ) -> Any:
         """Claim the call, or let it through as it is."""
         kwargs = kwargs or {}
-        if args and _in_place(func) and self._leaf(args[0]) is not None:
+        if args and func in _IN_PLACE and self._leaf(args[0]) is not None:
             raise JacfnError(
                 f"fn changes a differentiated argument in place, by {self._describe(func)}: clone it first"
             )
@@ -158,8 +159,12 @@ def _holds_tensor(result: Any) -> bool:
     return isinstance(result, Tensor)
 
 
-def _in_place(func: Any) -> bool:
-    name = getattr(func, "__name__", "")
-    if name.startswith("__"):
-        return name.startswith("__i") and name not in ("__index__", "__int__", "__invert__") or name == "__setitem__"
-    return name.endswith("_")
+def _in_place_functions() -> frozenset[Any]:
+    names = {name for name in dir(Tensor) if name.endswith("_") and not name.endswith("__")}
+    names |= {name for name in dir(Tensor) if name.startswith("__i")} - {"__index__", "__int__", "__invert__"}
+    names = (names | {"__setitem__"}) - {"__init__", "__init_subclass__"}
+    functions = {getattr(place, name, None) for place in (Tensor, torch, F) for name in names}
+    return frozenset(function for function in functions if callable(function))
+
+
+_IN_PLACE = _in_place_functions()

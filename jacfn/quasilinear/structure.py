@@ -13,7 +13,7 @@ from jacfn._errors import JacfnError
 from jacfn._random import Draw
 from jacfn._torch import inside_transform
 from jacfn.quasilinear.capture import Capture, Claim, Record
-from jacfn.quasilinear.witness import Witness, scalar_like
+from jacfn.quasilinear.witness import scalar_like, witness
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,19 +29,12 @@ class Structure:
     def forms(self, leaf: int) -> list[tuple[int, int]]:
         """The uses of a leaf: (claim, place among the forms of the claim)."""
         return [
-            (i, j)
-            for i, claim in enumerate(self.claims)
-            for j, (owner, _) in enumerate(claim.forms)
-            if owner == leaf
+            (i, j) for i, claim in enumerate(self.claims) for j, (owner, _) in enumerate(claim.forms) if owner == leaf
         ]
 
-    def with_joined(self, leaves: set[int]) -> Structure:
-        """The same with these leaves in the plain vjp as well."""
-        joined = tuple(i in leaves or old for i, old in enumerate(self.joined))
-        reasons = tuple(
-            reason or (_HIDDEN if i in leaves else "") for i, reason in enumerate(self.reasons)
-        )
-        return dataclasses.replace(self, joined=joined, reasons=reasons)
+    def all_joined(self) -> Structure:
+        """The same with every leaf in the plain vjp as well: exact whatever ``fn`` does beside the claims."""
+        return dataclasses.replace(self, joined=(True,) * len(self.joined))
 
 
 _HIDDEN = "a use that the capture cannot see (a custom autograd.Function, scripted code, or fn's own output)"
@@ -76,11 +69,7 @@ def learn(bound: Bound, randomness: str, call_sites: bool = False) -> Structure:
 
 def check_strict(structure: Structure, names: Sequence[str]) -> None:
     """Raise where a leaf needs more than closed forms."""
-    open_leaves = [
-        f"{name}: {reason}"
-        for name, reason in zip(names, structure.reasons, strict=True)
-        if reason
-    ]
+    open_leaves = [f"{name}: {reason}" for name, reason in zip(names, structure.reasons, strict=True) if reason]
     if open_leaves:
         raise JacfnError(
             "strict=True: no closed form for every use of\n  "
@@ -89,9 +78,7 @@ def check_strict(structure: Structure, names: Sequence[str]) -> None:
         )
 
 
-def _observe(
-    one: Bound, aliases: list[Tensor], randomness: str, call_sites: bool
-) -> tuple[Record, list[Tensor]]:
+def _observe(one: Bound, aliases: list[Tensor], randomness: str, call_sites: bool) -> tuple[Record, list[Tensor]]:
     """What ``fn`` does with the aliases (which lead with the samples), and its value."""
     records = []
 
@@ -114,14 +101,13 @@ def _witnessed(one: Bound, randomness: str, call_sites: bool) -> tuple[Record, l
     records = []
 
     def call(scalar: Tensor) -> list[Tensor]:
-        aliases = [
-            Witness.apply(leaf, scalar, seen, i) for i, leaf in enumerate(one.expanded_leaves())
-        ]
+        aliases = [witness([leaf], scalar, seen, number)[0] for number, leaf in enumerate(one.expanded_leaves())]
         record, values = _observe(one, aliases, randomness, call_sites)
         records.append(record)
         return values
 
-    values, vjp = torch.func.vjp(call, scalar_like(one.leaves[0]))
+    values: list[Tensor]
+    values, vjp = torch.func.vjp(call, scalar_like(one.leaves[0]))  # type: ignore[misc]
     with torch.no_grad():
         vjp([torch.ones_like(value) for value in values])
     return records[0], values, seen

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,22 +15,18 @@ from jacfn._cache import remember, store
 from jacfn._errors import JacfnError
 from jacfn._evaluate import Evaluation, Method, Options, Tracking, evaluate
 from jacfn._memory import Budget, Chunks
-from jacfn._products import Flat, Linearisation
-from jacfn._selection import Selection, Side, select, selection_key
+from jacfn._products import Linearisation
+from jacfn._selection import Selection, select, selection_key
 from jacfn._torch import inside_transform
 from jacfn._tree import LeafType
 from jacfn.quasilinear.capture import Capture, Record
 from jacfn.quasilinear.factors import Form
 from jacfn.quasilinear.structure import Structure, check_strict, learn
-from jacfn.quasilinear.witness import Witness, scalar_like
+from jacfn.quasilinear.witness import scalar_like, witness
 
 
-class StructureChanged(Exception):
-    """A run of ``fn`` did not do what was learnt; ``joined`` are leaves with uses that nobody had seen."""
-
-    def __init__(self, joined: set[int] | None = None) -> None:
-        super().__init__()
-        self.joined = joined
+class StructureChangedError(Exception):
+    """A run of ``fn`` did not do what was learnt about it."""
 
 
 @dataclasses.dataclass
@@ -88,7 +84,9 @@ class Factors:
         self.aux: list[Tensor]
         self.aux, inputs = self.linear.aux  # type: ignore[assignment]
         places = [
-            (i, j) for i, claim in enumerate(structure.claims) for j, (_, form) in enumerate(claim.forms)
+            (i, j)
+            for i, claim in enumerate(structure.claims)
+            for j, (_, form) in enumerate(claim.forms)
             if form.needs_input
         ]
         self._captured = dict(zip(places, inputs, strict=True))
@@ -105,17 +103,17 @@ class Factors:
         """``fn`` with taps and aliases; its aux are fn's aux and the captured inputs."""
         block, claims = self._block, self._structure.claims
         taps, joined, scalar = primals[: len(claims)], iter(primals[len(claims) : -1]), primals[-1]
-        aliases = [
-            next(joined) if is_joined else Witness.apply(leaf, scalar, self._seen, i)
-            for i, (leaf, is_joined) in enumerate(zip(block.expanded_leaves(), self._structure.joined, strict=True))
-        ]
+        taken = self._structure.joined
+        free = [leaf for leaf, is_joined in zip(block.expanded_leaves(), taken, strict=True) if not is_joined]
+        watched = iter(witness(free, scalar, self._seen) if free else [])
+        aliases = [next(joined) if is_joined else next(watched) for is_joined in taken]
 
         def run(aliases: list[Tensor], data: list[Tensor], outers: list[Tensor], taps: list[Tensor]) -> Any:
             record = Record()
             with Capture(aliases, outers, record, taps):
                 values, aux = block.call(aliases, data)
             if tuple(record.claims) != claims:
-                raise StructureChanged
+                raise StructureChangedError
             record.check_inputs()
             return values, aux, [x for inputs in record.inputs for x in inputs if x is not None]
 
@@ -133,7 +131,7 @@ class Factors:
             ]
         grads = self.linear.pull(cotangents)
         if self._seen:
-            raise StructureChanged(self._seen)
+            raise StructureChangedError
         if not self._lead:
             grads = [grad.unsqueeze(1) for grad in grads]
         claims = len(self._structure.claims)
@@ -141,14 +139,9 @@ class Factors:
         size = next(len(stack) for stack in cotangents if stack is not None)
         return [self._leaf_rows(i, size, deltas, rest.get(i), keep) for i in range(len(self._block.leaves))]
 
-    def _leaf_rows(
-        self, leaf: int, size: int, deltas: list[Tensor], rest: Tensor | None, keep: bool
-    ) -> LeafRows:
+    def _leaf_rows(self, leaf: int, size: int, deltas: list[Tensor], rest: Tensor | None, keep: bool) -> LeafRows:
         structure, kind = self._structure, self._block.leaf_types[leaf]
-        uses = [
-            (structure.claims[i].forms[j][1], deltas[i], self._input(i, j, keep))
-            for i, j in structure.forms(leaf)
-        ]
+        uses = [(structure.claims[i].forms[j][1], deltas[i], self._input(i, j, keep)) for i, j in structure.forms(leaf)]
         shape = (*(self._lead or (1,)), size, *kind.shape)
         rest = None if rest is None else rest.transpose(0, 1)  # (N, R, *leaf)
         return LeafRows(uses, rest, shape, kind, in_place=not self.linear.tracked and not inside_transform())
@@ -168,7 +161,13 @@ class Factors:
 
 
 def start_quasilinear(
-    block: Bound, rows_at_once: int | None, tracking: Tracking, *, rows: Selection, structure: Structure, options: Options
+    block: Bound,
+    rows_at_once: int | None,
+    tracking: Tracking,
+    *,
+    rows: Selection,
+    structure: Structure,
+    options: Options,
 ) -> Evaluation:
     """A block in closed form: one vjp around all its samples, then their rows chunk by chunk."""
     factors = Factors(block, structure, options.randomness, options.inner_randomness, tracking)
@@ -197,12 +196,13 @@ def self_check(bound: Bound, structure: Structure, options: Options) -> None:
     ]
     lead = len(factors._lead)
     got = factors.rows([u if lead else u.unsqueeze(0) for u in cotangents], keep=False)
+
     def plain(*leaves: Tensor) -> list[Tensor]:
         dims = [[0] * len(leaves), [0] * len(one.data)]
         values: list[Tensor] = one.vmapped(one.call, options.randomness, *dims)(list(leaves), one.data)[0]
         return values
 
-    _, vjp = torch.func.vjp(plain, *one.expanded_leaves())
+    _, vjp = torch.func.vjp(plain, *one.expanded_leaves())  # type: ignore[misc]
     with torch.no_grad():
         wanted = vjp(cotangents)
     for name, rows, grad in zip(one.names, got, wanted, strict=True):
@@ -218,7 +218,8 @@ def _compare(name: str, mine: Tensor, plain: Tensor) -> None:
     if not torch.allclose(mine, plain, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
         raise JacfnError(
             f"{name}: the closed form differs from a plain vjp by {(mine - plain).abs().max().item():.3g} (scale "
-            f"{scale:.3g}). This is a wrong rule in jacfn, or fn is not a pure function. Use jac_rev, and please report it"
+            f"{scale:.3g}). This is a wrong rule in jacfn, or fn is not a pure function. Use jac_rev, and please "
+            "report it"
         )
 
 
@@ -245,8 +246,8 @@ def jac_quasilinear(
 
     Args:
         fn: ``fn(*args, **kwargs) -> output``, pure; pytrees of floating-point tensors in and out. Keyword arguments
-            are not differentiated. The first call with new shapes runs ``fn`` three times more, on one sample: a function made afresh
-            for every call pays that every time.
+            are not differentiated. The first call with new shapes runs ``fn`` three times more, on one sample: a
+            function made afresh for every call pays that every time.
         argnums: which positional arguments to differentiate, an int or a tuple of ints.
         has_aux: ``fn`` returns ``(output, aux)``; aux is handed through.
         return_value: return the value beside the Jacobian.
@@ -281,32 +282,51 @@ def jac_quasilinear(
         tensor([[0., 0., 0.],
                 [1., 1., 1.]])
 
-    Goodfellow (2015, arXiv:1510.01799) has the outer product for linear layers, Rochette et al. (2019, arXiv:1912.06015) the convolutions;
-    the additive split that makes it exact for any function is described in the design notes of this library.
+    Goodfellow (2015, arXiv:1510.01799) has the outer product for linear layers, Rochette et al. (2019,
+    arXiv:1912.06015) the convolutions; the additive split that makes it exact for any function is described in the
+    design notes of this library.
     """
     options = Options(return_value, chunk_size, memory, randomness, differentiable)
 
     def jacobian(*args: Any, **kwargs: Any) -> Any:
         bound = bind(fn, argnums, args, kwargs, has_aux=has_aux, in_dims=in_dims)
-        key = None if bound.signature is None else ("quasilinear", inside_transform(), strict, randomness, bound.signature)
-        structure = remember(fn, key, lambda: _learn(bound, options, strict))
-        for attempt in range(3):
+        structure = known_structure(bound, options, strict)
+        for again in (_learn_again, _join_all, None):
             try:
                 return evaluate(_method(structure, rows, options), bound, options)
-            except StructureChanged as change:
-                if attempt == 2:
-                    raise JacfnError(
-                        "fn does something else at every call: jac_quasilinear needs a pure function; use jac_rev"
-                    ) from None
-                structure = (
-                    structure.with_joined(change.joined) if change.joined else _learn(bound, options, strict)
-                )
-                if strict:
-                    check_strict(structure, bound.names)
-                store(fn, key, structure)
-        raise AssertionError("unreachable")
+            except StructureChangedError:
+                if again is not None:
+                    structure = again(bound, options, strict, structure)
+        raise JacfnError("fn does something else at every call: jac_quasilinear needs a pure function; use jac_rev")
 
     return jacobian
+
+
+def known_structure(bound: Bound, options: Options, strict: bool = False) -> Structure:
+    """What was learnt about ``fn`` for calls like this one; learnt now at the first."""
+    return remember(bound.fn, _key(bound, options, strict), lambda: _learn(bound, options, strict))
+
+
+def _learn_again(bound: Bound, options: Options, strict: bool, _: Structure) -> Structure:
+    """After a run that did not follow the structure."""
+    structure = _learn(bound, options, strict)
+    store(bound.fn, _key(bound, options, strict), structure)
+    return structure
+
+
+def _join_all(bound: Bound, options: Options, strict: bool, structure: Structure) -> Structure:
+    """After a second one: some use shows in the whole run alone."""
+    if strict:
+        raise JacfnError("strict=True: fn uses a leaf in a way that did not show when its structure was learnt")
+    structure = structure.all_joined()
+    store(bound.fn, _key(bound, options, strict), structure)
+    return structure
+
+
+def _key(bound: Bound, options: Options, strict: bool) -> Hashable | None:
+    if bound.signature is None:
+        return None
+    return "quasilinear", inside_transform(), strict, options.randomness, bound.signature
 
 
 def _learn(bound: Bound, options: Options, strict: bool) -> Structure:

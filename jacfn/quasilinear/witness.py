@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 
 class Witness(torch.autograd.Function):
-    """A leaf handed through unchanged, with a scalar that is differentiated in its place.
+    """Leaves handed through unchanged, with a scalar that is differentiated in their place.
 
-    Its backward runs only when the leaf has a use that no claim covers, wherever that is hidden: ``seen`` then gets
-    the leaf's number. Until then the leaf takes no part in the vjp and costs nothing.
+    Its backward runs only when one of the leaves has a use that no claim covers, wherever that is hidden: ``seen``
+    then gets ``number``. Until then the leaves take no part in the vjp and cost nothing.
     """
 
     @staticmethod
-    def forward(leaf: Tensor, scalar: Tensor, seen: set[int], number: int) -> Tensor:
-        """The leaf itself."""
-        return leaf.view_as(leaf)
+    def forward(scalar: Tensor, seen: set[int], number: int, *leaves: Tensor) -> tuple[Tensor, ...]:
+        """The leaves themselves."""
+        return tuple(leaf.view_as(leaf) for leaf in leaves)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Keep where to report."""
-        _, ctx.scalar, ctx.seen, ctx.number = inputs
+        ctx.scalar, ctx.seen, ctx.number = inputs[:3]
+        ctx.leaves = len(output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """Report."""
         ctx.seen.add(ctx.number)
-        return None, torch.zeros_like(ctx.scalar), None, None
+        return torch.zeros_like(ctx.scalar), None, None, *(None,) * ctx.leaves
+
+
+def witness(leaves: Sequence[Tensor], scalar: Tensor, seen: set[int], number: int = 0) -> list[Tensor]:
+    """Aliases of the leaves; ``seen`` gets ``number`` when a backward pass reaches one of them."""
+    return list(cast("tuple[Tensor, ...]", Witness.apply(scalar, seen, number, *leaves)))  # type: ignore[no-untyped-call]
 
 
 def scalar_like(leaf: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from jacfn.quasilinear.factors import Matmul, Shift
 from jacfn.quasilinear.rules._registry import Use, rule
@@ -40,7 +40,7 @@ class Patches:
         places, kernel = range(4, 4 + axes), range(4 + axes, 4 + 2 * axes)
         x = x.permute(0, 2, 3, *kernel, 1, *places)
         n, g = x.shape[:2]
-        return x.reshape(n, g, x.shape[2:3 + axes].numel(), x.shape[3 + axes:].numel()).transpose(2, 3)
+        return x.reshape(n, g, x.shape[2 : 3 + axes].numel(), x.shape[3 + axes :].numel()).transpose(2, 3)
 
     def cotangents(self, delta: Tensor) -> Tensor:
         """``(R, N, G, T, O)``."""
@@ -85,8 +85,13 @@ def _pads(padding: IntOrTuple | str, kernel: tuple[int, ...], spacing: tuple[int
 
 @rule(torch.conv1d)
 def conv1d(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: IntOrTuple = 1,
-    padding: IntOrTuple | str = 0, dilation: IntOrTuple = 1, groups: int = 1,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrTuple = 1,
+    padding: IntOrTuple | str = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
 ) -> dict[str, Use]:
     """Patches along one axis."""
     return _convolution(1, input, weight, stride, padding, dilation, groups)
@@ -94,8 +99,13 @@ def conv1d(
 
 @rule(torch.conv2d)
 def conv2d(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: IntOrTuple = 1,
-    padding: IntOrTuple | str = 0, dilation: IntOrTuple = 1, groups: int = 1,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrTuple = 1,
+    padding: IntOrTuple | str = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
 ) -> dict[str, Use]:
     """Patches along two axes."""
     return _convolution(2, input, weight, stride, padding, dilation, groups)
@@ -103,8 +113,13 @@ def conv2d(
 
 @rule(torch.conv3d)
 def conv3d(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: IntOrTuple = 1,
-    padding: IntOrTuple | str = 0, dilation: IntOrTuple = 1, groups: int = 1,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrTuple = 1,
+    padding: IntOrTuple | str = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
 ) -> dict[str, Use]:
     """Patches along three axes."""
     return _convolution(3, input, weight, stride, padding, dilation, groups)

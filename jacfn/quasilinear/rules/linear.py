@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from jacfn.quasilinear.factors import Matmul, Shift
 from jacfn.quasilinear.rules._registry import Use, rule
