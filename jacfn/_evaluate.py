@@ -17,7 +17,7 @@ from jacfn import _tree
 from jacfn._binding import Bound, check_positive, check_randomness
 from jacfn._cache import remember
 from jacfn._errors import JacfnValueError
-from jacfn._memory import Allocate, Assembly, Budget, Chunks, empty, log, parse_budget, plan, predict
+from jacfn._memory import Assembly, Budget, Chunks, log, parse_budget, plan, predict
 from jacfn._random import Draw
 from jacfn._selection import Side
 from jacfn._torch import base_tensor, inside_transform
@@ -98,7 +98,7 @@ class Method:
 
     name: str
     axis: int  # where the chunked side stands in the result: 1 for rows, -1 for columns
-    start: Callable[[Bound, int | None, Tracking], Evaluation]  # (block, rows at once: None is all)
+    start: Callable[[Bound, int | None, Tracking, bool], Evaluation]  # (block, rows at once or None, ..., probing)
     samples_first: bool  # which of the two a budget lets grow first
     default: Callable[[Bound], Chunks] | None = None
     key: Hashable = None  # of the memory plan, beside the signature of the call; None: not kept
@@ -177,14 +177,16 @@ def _plan(method: Method, bound: Bound, options: Options, budget: int) -> Chunks
     total = 0
 
     def peak(samples: int, rows: int) -> int:
-        def run(fake: Callable[[Tensor], Tensor], allocate: Allocate) -> None:
+        def run(fake: Callable[[Tensor], Tensor]) -> list[Tensor]:
             nonlocal total
             block = bound.block(0, samples) if bound.samples is not None else bound
             block = block.replace(
                 [fake(leaf.detach()) for leaf in block.leaves], [fake(x) for x in block.data], block.samples
             )
             chunks = Chunks(block.samples, rows)
-            total = _run(method, block, options, chunks, tracking="off", limit=2, allocate=allocate).side.total
+            result = _run(method, block, options, chunks, "off", probing=True, samples=bound.samples)
+            total = result.side.total
+            return [*result.parts.values(), *result.value, *result.aux]
 
         return predict(run)
 
@@ -219,29 +221,30 @@ def _run(
     options: Options,
     chunks: Chunks,
     tracking: Tracking,
-    limit: int | None = None,
-    allocate: Allocate = empty,
+    *,
+    probing: bool = False,
+    samples: int | None = None,
 ) -> Result:
-    """Evaluate block by block, at most ``limit`` chunks of each."""
-    samples = bound.samples
-    starts = _starts(samples, chunks.samples)
+    """Evaluate block by block. Probing: one block and a few chunks of a result for ``samples``, to see the memory."""
+    samples = bound.samples if samples is None else samples
+    starts = _starts(bound.samples, chunks.samples)
     table: dict[tuple[int, int], Assembly] = {}
     heads: list[Assembly] = []
     side: Side | None = None
     draw = Draw(bound.leaves + bound.data) if options.randomness == "same" and len(starts) > 1 else None
     for start in starts:
-        block = bound if samples is None else bound.block(start, min(chunks.samples or 1, samples - start))
+        block = bound
+        if bound.samples is not None:
+            block = bound.block(start, min(chunks.samples or 1, bound.samples - start))
         if draw is not None:
             draw.rewind()
-        evaluation = method.start(block, None if chunks.rows == _ALL else chunks.rows, tracking)
+        evaluation = method.start(block, None if chunks.rows == _ALL else chunks.rows, tracking, probing)
         side = evaluation.side
         if not table:
-            table = _tables(method.axis, samples or (1 if samples is None else 0), evaluation, allocate)
-        _collect_heads(heads, evaluation, samples, start, allocate)
-        for number, (low, high, parts) in enumerate(evaluation.chunks):
+            table = _tables(method.axis, 1 if samples is None else samples, evaluation)
+        _collect_heads(heads, evaluation, samples, start)
+        for low, high, parts in evaluation.chunks:
             _place(table, method.axis, start, low, high, side, parts)
-            if limit is not None and number + 1 == limit:
-                break
     assert side is not None
     flat = [head.result() for head in heads]
     count = len(flat) - len(evaluation.aux)
@@ -256,29 +259,23 @@ def _starts(samples: int | None, block: int | None) -> Sequence[int]:
     return range(0, samples, block or 1)
 
 
-def _tables(axis: int, samples: int, evaluation: Evaluation, allocate: Allocate) -> dict[tuple[int, int], Assembly]:
+def _tables(axis: int, samples: int, evaluation: Evaluation) -> dict[tuple[int, int], Assembly]:
     table = {}
     for leaf, (low, high) in enumerate(evaluation.side.bounds):
         for j, other in enumerate(evaluation.others):
             places = (high - low,)
             shape = (*places, *other.shape) if axis == 1 else (*other.shape, *places)
-            table[leaf, j] = Assembly(other._replace(shape=(samples, *shape)), axis, allocate)
+            table[leaf, j] = Assembly(other._replace(shape=(samples, *shape)), axis)
     return table
 
 
-def _collect_heads(
-    heads: list[Assembly],
-    evaluation: Evaluation,
-    samples: int | None,
-    start: int,
-    allocate: Allocate,
-) -> None:
+def _collect_heads(heads: list[Assembly], evaluation: Evaluation, samples: int | None, start: int) -> None:
     """Value and aux of this block, behind those of the blocks before."""
     for i, leaf in enumerate([*evaluation.value, *evaluation.aux]):
         leaf = leaf.unsqueeze(0) if samples is None else leaf
         if i == len(heads):
-            whole = LeafType.of(leaf)._replace(shape=(samples or leaf.shape[0], *leaf.shape[1:]))
-            heads.append(Assembly(whole, 0, allocate))
+            whole = LeafType.of(leaf)._replace(shape=(1 if samples is None else samples, *leaf.shape[1:]))
+            heads.append(Assembly(whole, 0))
         heads[i].add(leaf, start, 0)
 
 

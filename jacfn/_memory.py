@@ -70,9 +70,6 @@ def parse_budget(memory: Budget) -> int | None:
     return amount
 
 
-Allocate = Callable[[LeafType], Tensor]
-
-
 def empty(leaf: LeafType) -> Tensor:
     """Uninitialised memory for a result. Big ones on the CPU come from NumPy, which asks for huge pages."""
     size = leaf.size * leaf.dtype.itemsize
@@ -88,8 +85,8 @@ class Assembly:
     are concatenated at the end instead: autograd would record each write as a copy of the whole buffer.
     """
 
-    def __init__(self, leaf: LeafType, axis: int, allocate: Allocate = empty) -> None:
-        self._leaf, self._axis, self._allocate = leaf, axis, allocate
+    def __init__(self, leaf: LeafType, axis: int) -> None:
+        self._leaf, self._axis = leaf, axis
         self._buffer: Tensor | None = None
         self._chunks: dict[int, list[Tensor]] = {}  # by first sample, when nothing may be written in place
 
@@ -103,7 +100,7 @@ class Assembly:
     def slot(self, sample: int, samples: int, place: int, places: int) -> Tensor:
         """The part of the buffer that a chunk belongs in, to be written in place."""
         if self._buffer is None:
-            self._buffer = self._allocate(self._leaf)
+            self._buffer = empty(self._leaf)
         return self._buffer.narrow(0, sample, samples).narrow(self._axis, place, places)
 
     def result(self) -> Tensor:
@@ -120,46 +117,49 @@ def _join(parts: list[Tensor], axis: int) -> Tensor:
 
 
 class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Books every storage that is allocated inside the ``with`` block: ``now`` and ``peak``, in bytes."""
+    """Books every storage that is allocated inside the ``with`` block, in bytes.
+
+    ``now`` is what is alive, ``peak`` the most there ever was, ``peak_beyond(kept)`` the most without some results.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
-        self._counting = True
-        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, int] = weakref.WeakKeyDictionary()
+        self._events: list[tuple[int, int]] = []  # (number of the storage, bytes: negative when it is freed)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the call, then book the storages that it returned and nobody has seen before."""
         for tensor in _tensors(args):
-            self._known.add(tensor.untyped_storage())  # given, not made
+            self._known.setdefault(tensor.untyped_storage(), -1)  # given, not made
         result = func(*args, **(kwargs or {}))
         for tensor in _tensors((result,)):
             self._book(tensor.untyped_storage())
         return result
 
-    def uncounted(self, leaf: LeafType) -> Tensor:
-        """As :func:`empty`, for the result: what a budget does not count."""
-        self._counting = False
-        try:
-            return torch.empty(leaf.shape, dtype=leaf.dtype, device=leaf.device)
-        finally:
-            self._counting = True
+    def peak_beyond(self, kept: Sequence[Tensor]) -> int:
+        """The peak without the storages of ``kept``, which are a result."""
+        spared = {self._known.get(tensor.untyped_storage(), -1) for tensor in kept}
+        now = peak = 0
+        for number, size in self._events:
+            now += 0 if number in spared else size
+            peak = max(peak, now)
+        return peak
 
     def _book(self, storage: torch.UntypedStorage) -> None:
         if storage in self._known:
             return
-        self._known.add(storage)
-        if not self._counting:
-            return
-        size = storage.nbytes()
+        number = len(self._events)
+        self._known[storage] = number
+        self._count(number, storage.nbytes())
+        weakref.finalize(storage, self._count, number, -storage.nbytes())
+
+    def _count(self, number: int, size: int) -> None:
+        self._events.append((number, size))
         self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._release, size)
-
-    def _release(self, size: int) -> None:
-        self.now -= size
 
 
 def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
@@ -170,16 +170,15 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def predict(run: Callable[[Callable[[Tensor], Tensor], Allocate], object]) -> int:
-    """The peak in bytes of ``run(fake, allocate)``, evaluated without memory.
+def predict(run: Callable[[Callable[[Tensor], Tensor]], Sequence[Tensor]]) -> int:
+    """The peak in bytes of ``run(fake)`` beyond the tensors that it returns, found without memory.
 
-    ``fake`` turns an input into a fake tensor, ``allocate`` makes what is not to be counted.
+    ``fake`` turns an input into a fake tensor.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    tracker = PeakBytes()
+    mode, tracker = FakeTensorMode(allow_non_fake_inputs=True), PeakBytes()
     try:
         with mode, tracker:
-            run(mode.from_tensor, tracker.uncounted)
+            result = run(mode.from_tensor)
     except JacfnError:
         raise
     except Exception as error:
@@ -187,7 +186,7 @@ def predict(run: Callable[[Callable[[Tensor], Tensor], Allocate], object]) -> in
             "memory: fn cannot be evaluated on fake tensors (shapes without data), by which the peak is predicted: "
             f"{type(error).__name__}: {error}. Pass chunk_size instead of memory"
         ) from error
-    return tracker.peak
+    return tracker.peak_beyond(result)
 
 
 def plan(

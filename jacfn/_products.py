@@ -90,6 +90,7 @@ def start_reverse(
     block: Bound,
     rows_at_once: int | None,
     tracking: Tracking,
+    probing: bool,
     *,
     side_of: Callable[[Sequence[LeafType], Bound], Side],
     options: Options,
@@ -109,7 +110,7 @@ def start_reverse(
         linear, side = linearise(one.leaves, one.data)
         chunks = (
             (low, high, [grad.unsqueeze(0) for grad in linear.pull(side.basis(low, high))])
-            for low, high in side.chunks(rows_at_once)
+            for low, high in (side.probes(rows_at_once) if probing else side.chunks(rows_at_once))
         )
         lead = 0 if block.samples == 1 else None
         return Evaluation(side, others, _lead(linear.value, lead), _lead(linear.aux, lead), chunks)
@@ -130,23 +131,26 @@ def start_reverse(
 
 
 def start_forward(
-    block: Bound, columns_at_once: int | None, tracking: Tracking, *, side: Side, options: Options
+    block: Bound, columns_at_once: int | None, probing: bool, *, side: Side, options: Options
 ) -> Evaluation:
-    """A block by forward mode: every chunk of columns is one evaluation of all its samples."""
+    """A block by forward mode: every chunk of columns is one evaluation of all its samples.
+
+    The columns are mapped outside the samples: a tangent of a shared leaf then meets all samples in one product, and
+    no operation makes a copy of it for each sample.
+    """
     draw = Draw(block.leaves + block.data) if options.randomness != "error" else None
+    call = block.vmapped(block.call, options.randomness)
 
     def chunk_of(low: int, high: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        def one(leaves: Sequence[Tensor], data: Sequence[Tensor]) -> Any:
-            return push(lambda full: block.call(full, data), leaves, side.basis(low, high), options.inner_randomness)
-
         if draw is not None:
             draw.rewind()  # all chunks belong to one draw of a random function
-        out, value, aux = block.vmapped(one, options.randomness)(block.leaves, block.data)
-        return (_lead(out, 0) if block.samples is None else out), value, aux
+        tangents = _for_all_samples(block, side.basis(low, high))
+        out, value, aux = push(lambda full: call(full, block.data), block.leaves, tangents, options.inner_randomness)
+        return [leaf.unsqueeze(0) if block.samples is None else leaf.transpose(0, 1) for leaf in out], value, aux
 
-    ranges = side.chunks(columns_at_once)
+    ranges = side.probes(columns_at_once) if probing else side.chunks(columns_at_once)
     if not ranges:
-        value, aux = block.vmapped(block.call, options.randomness)(block.leaves, block.data)
+        value, aux = call(block.leaves, block.data)
         return Evaluation(side, _types(block, value), value, aux, iter(()))
     first, value, aux = chunk_of(*ranges[0])
 
@@ -156,6 +160,16 @@ def start_forward(
             yield low, high, chunk_of(low, high)[0]
 
     return Evaluation(side, _types(block, value), value, aux, chunks())
+
+
+def _for_all_samples(block: Bound, stacks: Stack) -> Stack:
+    """The same tangent for every sample of a leaf that carries samples: ``(S, N, *leaf)``, in stride zero."""
+    if block.samples is None:
+        return stacks
+    return [
+        stack.unsqueeze(1).expand(-1, block.samples, *stack.shape[1:]) if mapped and stack is not None else stack
+        for stack, mapped in zip(stacks, block.leaves_mapped, strict=True)
+    ]
 
 
 def _types(block: Bound, value: Sequence[Tensor]) -> list[LeafType]:
@@ -270,8 +284,8 @@ def pushforward(
     stacks = _tree.flatten_like(bound.spec, tangents, "tangents")
     side = _given(stacks, bound.leaf_types, _tree.leaf_names(bound.spec), "tangents")
 
-    def start(block: Bound, at_once: int | None, tracking: Tracking) -> Evaluation:
-        return start_forward(block, at_once, tracking, side=side, options=options)
+    def start(block: Bound, at_once: int | None, tracking: Tracking, probing: bool) -> Evaluation:
+        return start_forward(block, at_once, probing, side=side, options=options)
 
     result = compute(Method("pushforward", 1, start, samples_first=True), bound, options)
     product = [result.parts[0, j].squeeze(0) for j in range(len(result.value))]

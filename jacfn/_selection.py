@@ -47,6 +47,18 @@ class Side:
         size = self.total if size is None else size
         return [(start, min(start + size, self.total)) for start in range(0, self.total, max(size, 1))]
 
+    def probes(self, size: int | None) -> list[tuple[int, int]]:
+        """A few of the chunks, among them the dearest in memory: the first two, the last, the largest leaf's first."""
+        ranges = self.chunks(size)
+        if len(ranges) <= 4:
+            return ranges
+        length = ranges[0][1]
+        offsets = list(accumulate((leaf.size for leaf in self.leaves), initial=0))
+        largest = max(range(len(self.leaves)), key=lambda i: self.leaves[i].size)
+        place = offsets[largest] if self.index is None else 0
+        picked = sorted({0, 1, place // length, min(place // length + 1, len(ranges) - 1), len(ranges) - 1})
+        return [ranges[i] for i in picked]
+
     def basis(self, start: int, stop: int) -> list[Tensor | None]:
         """One-hot stacks ``(stop - start, *leaf)`` for a range of places; None for a leaf with none of them."""
         offsets = pairwise(accumulate((leaf.size for leaf in self.leaves), initial=0))

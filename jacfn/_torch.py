@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
+import torch._dynamo  # torch.func imports it at first use: 66 MiB that a memory budget would have to answer for
 import torch.utils._pytree
 from torch import Tensor
 from torch._C._functorch import (
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 PRIVATE: tuple[str, ...] = (
+    "torch._dynamo",
     "torch._C._functorch.TransformType",
     "torch._C._functorch.TransformType.Grad",
     "torch._C._functorch.TransformType.Jvp",

@@ -151,9 +151,9 @@ def jac_fwd(
     """
     options = Options(return_value, chunk_size, memory, randomness, differentiable)
 
-    def start(block: Bound, columns_at_once: int | None, tracking: Tracking) -> Evaluation:
+    def start(block: Bound, columns_at_once: int | None, tracking: Tracking, probing: bool) -> Evaluation:
         side = select(block.leaf_types, block.spec, columns, "columns")
-        return start_forward(block, columns_at_once, tracking, side=side, options=options)
+        return start_forward(block, columns_at_once, probing, side=side, options=options)
 
     method = Method("jac_fwd", -1, start, samples_first=True, key=selection_key(columns))
 

@@ -164,6 +164,7 @@ def start_quasilinear(
     block: Bound,
     rows_at_once: int | None,
     tracking: Tracking,
+    probing: bool,
     *,
     rows: Selection,
     structure: Structure,
@@ -174,7 +175,7 @@ def start_quasilinear(
     lead = len(factors._lead)
     kinds = [LeafType(tuple(v.shape[lead:]), v.dtype, v.device) for v in factors.value]
     side = select(kinds, block.outputs.spec, rows, "rows")
-    ranges = side.chunks(rows_at_once)
+    ranges = side.probes(rows_at_once) if probing else side.chunks(rows_at_once)
 
     def chunks() -> Iterator[tuple[int, int, list[LeafRows]]]:
         for low, high in ranges:

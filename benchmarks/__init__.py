@@ -1,0 +1,1 @@
+"""Benchmarks of jacfn: ``python -m benchmarks.dense`` and ``python -m benchmarks.memory``."""

@@ -1,0 +1,158 @@
+"""The works: the networks and the data on which the benchmarks run.
+
+Each work is the Jacobian of a network's outputs, for a batch of samples, with respect to all of its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jacfn import make_functional
+
+Params = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A network as a pure function, with its weights and a batch of data.
+
+    Attributes:
+        name: Short name, as the command line takes it.
+        about: The network in words.
+        fn: ``fn(params, sample)``, the network on one sample.
+        batch_fn: ``batch_fn(params, batch)``, the same network on the batch at once.
+        params: The weights by name.
+        x: The batch, samples on axis 0.
+        outputs: The number of outputs for one sample.
+    """
+
+    name: str
+    about: str
+    fn: Callable[[Params, Tensor], Tensor]
+    batch_fn: Callable[[Params, Tensor], Tensor]
+    params: Params
+    x: Tensor
+    outputs: int
+
+    #: ``fn`` shares the weights between samples and takes one sample at a time.
+    in_dims = (None, 0)
+
+    @property
+    def rows(self) -> int:
+        """Rows M of the Jacobian as a matrix."""
+        return len(self.x) * self.outputs
+
+    @property
+    def columns(self) -> int:
+        """Columns P of the Jacobian as a matrix."""
+        return sum(p.numel() for p in self.params.values())
+
+    @property
+    def floor_bytes(self) -> int:
+        """Bytes of the result: no method can write less."""
+        return self.rows * self.columns * next(iter(self.params.values())).element_size()
+
+
+class TokenTransformer(nn.Module):
+    """Token embedding, two encoder layers without dropout, mean over tokens, linear head."""
+
+    def __init__(self, tokens: int = 100, width: int = 64, layers: int = 2, outputs: int = 10) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(tokens, width)
+        self.layers = nn.Sequential(
+            *(
+                nn.TransformerEncoderLayer(width, nhead=4, dim_feedforward=256, dropout=0.0, batch_first=True)
+                for _ in range(layers)
+            )
+        )
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits ``(N, outputs)`` of token sequences ``(N, T)``."""
+        logits: Tensor = self.head(self.layers(self.embedding(tokens)).mean(1))
+        return logits
+
+
+def mlp_net(*widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """A multi-layer perceptron with the activation between its linear layers."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise(widths):
+        layers += [nn.Linear(fan_in, fan_out), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+def cnn_net(*channels: int) -> nn.Sequential:
+    """3x3 convolutions on RGB images with pooling between, global average, linear head with 10 outputs."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise((3, *channels)):
+        layers += [nn.Conv2d(fan_in, fan_out, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], 10))
+
+
+def conv3d_net() -> nn.Sequential:
+    """Two 2x2x2 convolutions, 33 weights, one output: the example network of ChenAo-Phys/pytorch-Jacobian."""
+    return nn.Sequential(
+        nn.Conv3d(1, 2, 2, bias=False),
+        nn.ReLU(),
+        nn.Conv3d(2, 1, 2),
+        nn.ReLU(),
+        nn.AvgPool3d(4),
+        nn.Flatten(0),
+    )
+
+
+def make_work(name: str, about: str, net: nn.Module, x: Tensor) -> Work:
+    """The work of a network on a batch."""
+    fn, params = make_functional(net)
+    batch_fn, _ = make_functional(net, batched=True)
+    return Work(name, about, fn, batch_fn, params, x, batch_fn(params, x)[0].numel())
+
+
+def _mlp() -> Work:
+    return make_work("mlp", "MLP 784-256-128-10 ReLU", mlp_net(784, 256, 128, 10), torch.randn(64, 784))
+
+
+def _cnn() -> Work:
+    images = torch.randn(64, 3, 32, 32)
+    return make_work("cnn", "CNN, conv 16-32-64 + linear, 32x32", cnn_net(16, 32, 64), images)
+
+
+def _transformer() -> Work:
+    tokens = torch.randint(100, (32, 32))
+    return make_work("transformer", "transformer, d=64, T=32, 2 layers", TokenTransformer(), tokens)
+
+
+def _lm() -> Work:
+    net = mlp_net(1, 20, 20, 1, activation=nn.Tanh).append(nn.Flatten(0))
+    return make_work("lm", "LM net 1-20-20-1 tanh", net, torch.linspace(-1, 1, 10000)[:, None])
+
+
+def _conv3d() -> Work:
+    return make_work("conv3d", "conv3d net, 6x6x6", conv3d_net(), torch.randn(1000, 1, 6, 6, 6))
+
+
+WORKS: dict[str, Callable[[], Work]] = {
+    "mlp": _mlp,
+    "cnn": _cnn,
+    "transformer": _transformer,
+    "lm": _lm,
+    "conv3d": _conv3d,
+}
+
+
+def build(name: str, seed: int = 0) -> Work:
+    """Build the named work; the same seed gives the same weights and data."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return WORKS[name]()
+
+
+def flat(jac: dict[str, Any], rows: int) -> Tensor:
+    """A Jacobian pytree as one matrix ``(rows, P)``, columns in the order of the weights."""
+    return torch.cat([leaf.reshape(rows, -1) for leaf in jac.values()], 1)
