@@ -37,31 +37,29 @@ class Matmul:
         """What is computed from the input once, for all rows."""
         return self.geometry.inputs(x)
 
-    def rows(self, delta: Tensor, x: Tensor) -> Tensor:
-        """``(N, R, G, O, I)`` in new memory."""
+    def rows(self, delta: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """``(N, R, G, O, I)``, in ``out`` (contiguous) or in new memory."""
         d = self.geometry.cotangents(delta)
-        if d.shape[3] == 1:
-            return _outer(d, x)
-        # (N, G, R·O, I) <- (N, G, R·O, T) x (N, G, T, I)
         r, n, g, t, o = d.shape
-        stacked = d.permute(1, 2, 0, 4, 3).reshape(n, g, r * o, t)
-        return (stacked @ x).view(n, g, r, o, x.shape[-1]).transpose(1, 2)
+        i = x.shape[-1]
+        if t == 1:
+            return _outer(d, x, out)
+        if g > 1 or out is None:
+            # (N, G, R·O, I) <- (N, G, R·O, T) x (N, G, T, I)
+            product = d.permute(1, 2, 0, 4, 3).reshape(n, g, r * o, t) @ x
+            product = product.view(n, g, r, o, i).transpose(1, 2)
+            return product if out is None else out.copy_(product)
+        return _batched(d[:, :, 0], x[:, 0], out)
 
     def write(self, delta: Tensor, x: Tensor, out: Tensor) -> None:
         """The same into ``out``, ``(N, R, *leaf)`` with contiguous leaves."""
         d = self.geometry.cotangents(delta)
         r, n, g, t, o = d.shape
-        i = x.shape[-1]
-        out = out.view(n, r, g, o, i)
-        if t == 1:
-            _outer(d, x, out=out)
-        elif g > 1 or t == 0:
-            out.copy_(self.rows(delta, x))
-        elif r == 1:  # (N, O, I) <- (N, O, T) x (N, T, I)
-            torch.bmm(d[0, :, 0].transpose(1, 2), x[:, 0], out=out[:, 0, 0])
-        else:  # (N, R·O, I) <- (N, R·O, T) x (N, T, I)
-            stacked = d[:, :, 0].permute(1, 0, 3, 2).reshape(n, r * o, t)
-            torch.bmm(stacked, x[:, 0], out=out.view(n, r * o, i))
+        whole = out.view(n, r, g, o, x.shape[-1])
+        if t == 1 or out.is_contiguous():
+            self.rows(delta, x, whole)
+        else:  # a batched product into strides is a loop over the batch
+            whole.copy_(self.rows(delta, x))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,3 +90,24 @@ def _outer(d: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
     left = d.squeeze(3).transpose(0, 1).unsqueeze(-1)  # (N, R, G, O, 1)
     right = x.squeeze(2)[:, None, :, None, :]  # (N, 1, G, 1, I)
     return torch.mul(left, right, out=out)
+
+
+def _batched(d: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    """``(N, R, 1, O, I)`` in ``out`` by one batched product; ``d`` is ``(R, N, T, O)``, ``x`` is ``(N, T, I)``.
+
+    Which operand is copied depends on how the cotangents lie: positions innermost (a convolution) makes R and O one
+    axis for free or by a plain copy; outputs innermost (a linear layer) would have to be transposed, so the input is
+    repeated instead.
+    """
+    r, n, t, o = d.shape
+    i = x.shape[-1]
+    if d.stride(2) <= d.stride(3) or r == 1:
+        # (N, R·O, I) <- (N, R·O, T) x (N, T, I)
+        stacked = d.permute(1, 0, 3, 2).reshape(n, r * o, t)
+        torch.bmm(stacked, x, out=out.view(n, r * o, i))
+    else:
+        # (N·R, O, I) <- (N·R, O, T) x (N·R, T, I)
+        stacked = d.transpose(0, 1).reshape(n * r, t, o).transpose(1, 2)
+        repeated = x.unsqueeze(1).expand(n, r, t, i).reshape(n * r, t, i)
+        torch.bmm(stacked, repeated, out=out.view(n * r, o, i))
+    return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
@@ -31,6 +32,11 @@ class Structure:
         return [
             (i, j) for i, claim in enumerate(self.claims) for j, (owner, _) in enumerate(claim.forms) if owner == leaf
         ]
+
+    @property
+    def cotangent_bytes(self) -> int:
+        """Of all claimed outputs, for one row of one sample."""
+        return sum(math.prod(claim.shape) * claim.dtype.itemsize for claim in self.claims)
 
     def all_joined(self) -> Structure:
         """The same with every leaf in the plain vjp as well: exact whatever ``fn`` does beside the claims."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -34,7 +35,7 @@ class LeafRows:
     """A chunk of the rows of one leaf: the sum over its claimed uses and, where it is joined, the plain vjp."""
 
     uses: list[tuple[Form, Tensor, Any]]  # (form, cotangents (R, N, *y), prepared input)
-    rest: Tensor | None  # (N, R, *leaf)
+    rest: list[Tensor]  # (N, r, *leaf), one behind the other along the rows; empty for a leaf that is not joined
     shape: tuple[int, ...]  # (N, R, *leaf)
     like: LeafType
     in_place: bool
@@ -46,26 +47,36 @@ class LeafRows:
 
     def write(self, out: Tensor) -> None:
         """The first term is written, the others are added."""
-        terms = iter(self.uses)
-        first = next(terms, None)
-        if first is None:
-            out.copy_(self.rest) if self.rest is not None else out.zero_()
-            return
-        form, delta, x = first
-        form.write(delta, x, out)
-        for form, delta, x in terms:
-            out += form.rows(delta, x).reshape(self.shape)
-        if self.rest is not None:
-            out += self.rest
+        for number, (form, delta, x) in enumerate(self.uses):
+            if number == 0:
+                form.write(delta, x, out)
+            else:
+                out += form.rows(delta, x).reshape(self.shape)
+        if not self.uses and not self.rest:
+            out.zero_()
+        low = 0
+        for part in self.rest:
+            place = out.narrow(1, low, part.shape[1])
+            place.add_(part) if self.uses else place.copy_(part)
+            low += part.shape[1]
 
     def dense(self) -> Tensor:
         """The sum in new memory."""
         terms = [form.rows(delta, x).reshape(self.shape) for form, delta, x in self.uses]
-        if self.rest is not None:
-            terms.append(self.rest)
+        if self.rest:
+            terms.append(_join(self.rest, 1))
         if not terms:
             return torch.zeros(self.shape, dtype=self.like.dtype, device=self.like.device)
         return sum(terms[1:], terms[0])
+
+
+def _stack_rows(parts: list[Tensor]) -> Tensor:
+    """``(R, N, ...)`` from ``(r, N, ...)``, with samples first in memory, as the products want it."""
+    return _join([part.transpose(0, 1) for part in parts], 1).transpose(0, 1)
+
+
+def _join(parts: list[Tensor], axis: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
 
 
 class Factors:
@@ -124,27 +135,40 @@ class Factors:
 
     def rows(self, cotangents: Sequence[Tensor | None], keep: bool) -> list[LeafRows]:
         """The rows of every leaf for stacks ``(R, *out)`` of one sample's cotangents; ``keep`` for the next call."""
+        size = next(len(stack) for stack in cotangents if stack is not None)
         if self._lead:
             cotangents = [
-                None if stack is None else stack.unsqueeze(1).expand(len(stack), *self._lead, *stack.shape[1:])
+                None if stack is None else stack.unsqueeze(1).expand(size, *self._lead, *stack.shape[1:])
                 for stack in cotangents
             ]
-        grads = self.linear.pull(cotangents)
+        parts = self._pull(cotangents, size)
         if self._seen:
             raise StructureChangedError
         if not self._lead:
-            grads = [grad.unsqueeze(1) for grad in grads]
+            parts = [[grad.unsqueeze(1) for grad in part] for part in parts]
         claims = len(self._structure.claims)
-        deltas, rest = grads[:claims], dict(zip(self._joined, grads[claims:-1], strict=True))
-        size = next(len(stack) for stack in cotangents if stack is not None)
-        return [self._leaf_rows(i, size, deltas, rest.get(i), keep) for i in range(len(self._block.leaves))]
+        deltas = [_stack_rows([part[i] for part in parts]) for i in range(claims)]
+        rest = {leaf: [part[claims + j] for part in parts] for j, leaf in enumerate(self._joined)}
+        return [self._leaf_rows(i, size, deltas, rest.get(i, []), keep) for i in range(len(self._block.leaves))]
 
-    def _leaf_rows(self, leaf: int, size: int, deltas: list[Tensor], rest: Tensor | None, keep: bool) -> LeafRows:
+    def _pull(self, cotangents: Sequence[Tensor | None], size: int) -> list[list[Tensor]]:
+        """The cotangents of taps and joined leaves, ``(R, N, ...)``, a few rows at a time.
+
+        Backward passes of rows that are vmapped together run through memory together: where their cotangents leave
+        the cache, one row after the other is faster.
+        """
+        step = max(1, _CACHE // max(self._structure.cotangent_bytes * (self._block.samples or 1), 1))
+        return [
+            self.linear.pull([None if stack is None else stack[low : low + step] for stack in cotangents])[:-1]
+            for low in range(0, size, step)
+        ]
+
+    def _leaf_rows(self, leaf: int, size: int, deltas: list[Tensor], rest: list[Tensor], keep: bool) -> LeafRows:
         structure, kind = self._structure, self._block.leaf_types[leaf]
         uses = [(structure.claims[i].forms[j][1], deltas[i], self._input(i, j, keep)) for i, j in structure.forms(leaf)]
         shape = (*(self._lead or (1,)), size, *kind.shape)
-        rest = None if rest is None else rest.transpose(0, 1)  # (N, R, *leaf)
-        return LeafRows(uses, rest, shape, kind, in_place=not self.linear.tracked and not inside_transform())
+        in_place = not self.linear.tracked and not inside_transform()
+        return LeafRows(uses, [part.transpose(0, 1) for part in rest], shape, kind, in_place)
 
     def _input(self, claim: int, place: int, keep: bool) -> Tensor | None:
         """What the form makes of its captured input: once, if more rows are to come."""
@@ -346,11 +370,14 @@ def _method(structure: Structure, rows: Selection, options: Options) -> Method:
 
 
 def _default_chunks(structure: Structure, bound: Bound) -> Chunks:
-    """Chunks whose cotangents stay in cache; measured in the benchmark ``dense``."""
-    samples = bound.samples
-    size = sum(LeafType(c.shape, c.dtype, bound.leaves[0].device).size * c.dtype.itemsize for c in structure.claims)
-    rows = max(1, _CACHE // max(size * (samples or 1), 1))
-    return Chunks(samples, rows)
+    """Chunks whose cotangents take little memory, and of samples rather than of rows: see :meth:`Matmul.write`."""
+    room = max(1, _ROOM // max(structure.cotangent_bytes, 1))  # rows of one sample
+    if not bound.samples:
+        return Chunks(bound.samples, room)
+    blocks = math.ceil(bound.samples * max(structure.rows, 1) / room)
+    return Chunks(math.ceil(bound.samples / min(blocks, bound.samples)), min(room, max(structure.rows, 1)))
 
 
+# Measured by benchmarks.dense on two cores: cotangents pulled back at once, and all that a chunk holds.
 _CACHE = 8 << 20
+_ROOM = 16 << 20
