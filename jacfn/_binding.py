@@ -190,12 +190,18 @@ def bind(
     leaves = [_check_leaf(flat[i], name) for i, name in zip(places, names, strict=True)]
     rest = [None if i in places or i in mapped else leaf for i, leaf in enumerate(flat)]
 
+    touched = {owner[i] for i in (*places, *mapped)}  # the others are handed through as they are
+
     def rebuild(new_leaves: Sequence[Tensor], new_data: Sequence[Tensor]) -> tuple[Any, ...]:
         full = list(rest)
         for place, leaf in zip([*places, *mapped], [*new_leaves, *new_data], strict=True):
             full[place] = leaf
         parts = iter(full)
-        return tuple(_tree.unflatten(spec, [next(parts) for _ in range(spec.num_leaves)]) for spec in specs)
+        rebuilt: list[Any] = []
+        for arg, spec in zip(args, specs, strict=True):
+            leaves = [next(parts) for _ in range(spec.num_leaves)]
+            rebuilt.append(_tree.unflatten(spec, leaves) if len(rebuilt) in touched else arg)
+        return tuple(rebuilt)
 
     subtree = tuple(args[i] for i in selected) if isinstance(argnums, tuple) else args[selected[0]]
     return Bound(
@@ -286,12 +292,13 @@ def _normalise_dim(dim: Any, leaf: Any, arg: int) -> int | None:
 
 
 def _count_samples(flat: list[Any], dims: list[int | None], owner: list[int]) -> int | None:
-    sizes = {arg: leaf.shape[0] for leaf, dim, arg in zip(flat, dims, owner, strict=True) if dim is not None}
-    counts = {leaf.shape[0] for leaf, dim in zip(flat, dims, strict=True) if dim is not None}
+    """How many samples the mapped leaves carry: all the same number."""
+    mapped = [(leaf.shape[0], arg) for leaf, dim, arg in zip(flat, dims, owner, strict=True) if dim is not None]
+    counts = {size for size, _ in mapped}
     if len(counts) > 1:
         raise JacfnValueError(
             "in_dims: all mapped arguments must have the same number of samples, got "
-            + ", ".join(f"{size} in argument {arg}" for arg, size in sizes.items())
+            + ", ".join(f"{size} in argument {arg}" for size, arg in dict.fromkeys(mapped))
         )
     return counts.pop() if counts else None
 

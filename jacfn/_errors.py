@@ -37,5 +37,5 @@ class JacfnValueError(JacfnError, ValueError):
         ...     jacfn.jac_rev(torch.sin, chunk_size=0)(torch.ones(2))
         ... except ValueError as error:
         ...     print(str(error).split(",")[0])
-        chunk_size must be a positive int
+        chunk_size must be a positive int or None
     """

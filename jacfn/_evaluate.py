@@ -133,6 +133,7 @@ def compute(method: Method, bound: Bound, options: Options) -> Result:
     if not options.differentiable:
         result.parts = {key: part.detach() for key, part in result.parts.items()}
         result.value = [leaf.detach() for leaf in result.value]
+        result.aux = [leaf.detach() for leaf in result.aux]
     return result
 
 
@@ -193,7 +194,8 @@ def _plan(method: Method, bound: Bound, options: Options, budget: int) -> Chunks
     if bound.samples == 0:
         return Chunks(0, _ALL, budget, 0)
     peak(1, 1)
-    return plan(peak, bound.samples, total, budget, samples_first=method.samples_first)
+    what = "row" if method.axis == 1 else "column"
+    return plan(peak, bound.samples, total, budget, samples_first=method.samples_first, what=what)
 
 
 def _run_backing_off(method: Method, bound: Bound, options: Options, chunks: Chunks, tracking: Tracking) -> Result:
@@ -245,9 +247,12 @@ def _run(
         _collect_heads(heads, evaluation, samples, start)
         for low, high, parts in evaluation.chunks:
             _place(table, method.axis, start, low, high, side, parts)
+            del parts  # before the next chunk is made
+        aux_count = len(evaluation.aux)
+        del block, evaluation  # the graph of this block, before the next one is built
     assert side is not None
     flat = [head.result() for head in heads]
-    count = len(flat) - len(evaluation.aux)
+    count = len(flat) - aux_count
     if samples is None:
         flat = [leaf.squeeze(0) for leaf in flat]
     return Result(side, {key: leaf.result() for key, leaf in table.items()}, flat[:count], flat[count:])

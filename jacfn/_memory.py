@@ -92,7 +92,8 @@ class Assembly:
 
     def add(self, chunk: Tensor, sample: int, place: int) -> None:
         """Take the chunk that begins at ``sample`` and, along the axis, at ``place``; chunks come in order."""
-        if chunk.shape == self._leaf.shape or chunk.requires_grad or inside_transform():
+        whole = chunk.shape == self._leaf.shape and not repeats(chunk)
+        if self._buffer is None and (whole or chunk.requires_grad or inside_transform()):
             self._chunks.setdefault(sample, []).append(chunk)
         else:
             self.slot(sample, chunk.shape[0], place, chunk.shape[self._axis]).copy_(chunk)
@@ -110,6 +111,11 @@ class Assembly:
         if not self._chunks:
             return torch.zeros(self._leaf.shape, dtype=self._leaf.dtype, device=self._leaf.device)
         return _join([_join(chunks, self._axis) for chunks in self._chunks.values()], 0)
+
+
+def repeats(tensor: Tensor) -> bool:
+    """Whether elements share memory, as in an expanded tensor: it cannot be written to."""
+    return any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def _join(parts: list[Tensor], axis: int) -> Tensor:
@@ -190,11 +196,12 @@ def predict(run: Callable[[Callable[[Tensor], Tensor]], Sequence[Tensor]]) -> in
 
 
 def plan(
-    peak: Callable[[int, int], int], samples: int | None, rows: int, budget: int, *, samples_first: bool
+    peak: Callable[[int, int], int], samples: int | None, rows: int, budget: int, *, samples_first: bool, what: str
 ) -> Chunks:
     """The largest chunks whose predicted peak keeps to the budget.
 
-    ``peak(n, r)`` predicts ``r`` rows at a time of ``n`` samples at a time; ``rows`` is what one sample has. One of
+    ``peak(n, r)`` predicts ``r`` rows at a time of ``n`` samples at a time; ``rows`` is what one sample has; ``what``
+    names a row in the error. One of
     the two grows first, the other only when the first is whole.
     """
     usable = int(USABLE * budget)
@@ -203,7 +210,7 @@ def plan(
     if peak(1, 1) > usable:
         need = math.ceil(peak(1, 1) / USABLE)
         raise JacfnValueError(
-            f"memory={_mebibytes(budget)} is too small: one row at a time needs {_mebibytes(need)} "
+            f"memory={_mebibytes(budget)} is too small: one {what} at a time needs {_mebibytes(need)} "
             f"(predicted {_mebibytes(peak(1, 1))}, planned to fill {USABLE:.0%}); give at least that much"
         )
     if samples_first:

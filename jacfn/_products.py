@@ -18,8 +18,8 @@ from jacfn import _tree
 from jacfn._binding import Bound, bind
 from jacfn._errors import JacfnTypeError, JacfnValueError
 from jacfn._evaluate import Evaluation, Method, Options, Tracking, compute, is_tracked, with_value
-from jacfn._memory import Budget
-from jacfn._random import Draw
+from jacfn._memory import Budget, repeats
+from jacfn._random import Draw, refuse_unannounced
 from jacfn._selection import Given, Side
 from jacfn._tree import LeafType
 
@@ -65,7 +65,8 @@ def push(
     Leaves without a tangent stay constants: what depends on them alone is computed without one.
     """
     active = [i for i, stack in enumerate(tangents) if stack is not None]
-    primals = tuple(leaves[i] for i in active)
+    # A dual tensor writes its tangent beside its primal, which memory that repeats does not allow.
+    primals = tuple(leaves[i].contiguous() if repeats(leaves[i]) else leaves[i] for i in active)
 
     def restricted(*values: Tensor) -> Flat:
         full = list(leaves)
@@ -107,7 +108,9 @@ def start_reverse(
     others = block.leaf_types
     if block.samples is None or block.samples == 1:
         one = block.only_sample()
-        linear, side = linearise(one.leaves, one.data)
+        # One sample is not mapped, so vmap does not see to the randomness.
+        with refuse_unannounced("same" if block.samples is None else options.randomness, one.leaves):
+            linear, side = linearise(one.leaves, one.data)
         chunks = (
             (low, high, [grad.unsqueeze(0) for grad in linear.pull(side.basis(low, high))])
             for low, high in (side.probes(rows_at_once) if probing else side.chunks(rows_at_once))
@@ -138,14 +141,16 @@ def start_forward(
     The columns are mapped outside the samples: a tangent of a shared leaf then meets all samples in one product, and
     no operation makes a copy of it for each sample.
     """
-    draw = Draw(block.leaves + block.data) if options.randomness != "error" else None
+    everything = block.leaves + block.data
+    draw = Draw(everything) if options.randomness != "error" else None
     call = block.vmapped(block.call, options.randomness)
 
     def chunk_of(low: int, high: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         if draw is not None:
             draw.rewind()  # all chunks belong to one draw of a random function
         tangents = _for_all_samples(block, side.basis(low, high))
-        out, value, aux = push(lambda full: call(full, block.data), block.leaves, tangents, options.inner_randomness)
+        with refuse_unannounced(options.randomness, everything):
+            out, value, aux = push(lambda f: call(f, block.data), block.leaves, tangents, options.inner_randomness)
         return [leaf.unsqueeze(0) if block.samples is None else leaf.transpose(0, 1) for leaf in out], value, aux
 
     ranges = side.probes(columns_at_once) if probing else side.chunks(columns_at_once)
@@ -153,9 +158,11 @@ def start_forward(
         value, aux = call(block.leaves, block.data)
         return Evaluation(side, _types(block, value), value, aux, iter(()))
     first, value, aux = chunk_of(*ranges[0])
+    waiting = [first]
+    del first  # the generator hands it on and keeps nothing
 
     def chunks() -> Iterator[tuple[int, int, list[Tensor]]]:
-        yield (*ranges[0], first)
+        yield (*ranges[0], waiting.pop())
         for low, high in ranges[1:]:
             yield low, high, chunk_of(low, high)[0]
 

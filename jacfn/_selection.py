@@ -12,6 +12,8 @@ from collections.abc import Hashable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import optree
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from jacfn import _tree
 from jacfn._errors import JacfnTypeError, JacfnValueError
 from jacfn._tree import LeafType
 
+Places = npt.NDArray[np.int64]  # in NumPy: places are read, which tensors under a transform cannot be
 Selection = Any  # None, an int, a slice, a 1-D integer tensor, or a pytree of these
 
 
@@ -28,7 +31,7 @@ class Side:
     """The wanted places of one side. ``index`` is None when every place is wanted in its own order."""
 
     leaves: tuple[LeafType, ...]
-    index: Tensor | None  # (total,) on the CPU: places in the raveled side
+    index: Places | None  # (total,): places in the raveled side
     shapes: tuple[tuple[int, ...], ...]  # of the result's leaves on this side
     spec: optree.PyTreeSpec | None  # of the result on this side; None: one axis, no structure
 
@@ -56,8 +59,9 @@ class Side:
         offsets = list(accumulate((leaf.size for leaf in self.leaves), initial=0))
         largest = max(range(len(self.leaves)), key=lambda i: self.leaves[i].size)
         place = offsets[largest] if self.index is None else 0
-        picked = sorted({0, 1, place // length, min(place // length + 1, len(ranges) - 1), len(ranges) - 1})
-        return [ranges[i] for i in picked]
+        last = len(ranges) - 1
+        picked = {0, 1, min(place // length, last), min(place // length + 1, last), last}
+        return [ranges[i] for i in sorted(picked)]
 
     def basis(self, start: int, stop: int) -> list[Tensor | None]:
         """One-hot stacks ``(stop - start, *leaf)`` for a range of places; None for a leaf with none of them."""
@@ -104,13 +108,28 @@ def select(leaves: Sequence[LeafType], spec: optree.PyTreeSpec, wanted: Selectio
     for leaf, part, path in zip(leaves, wanted_leaves, _tree.leaf_names(spec), strict=True):
         parts.append(_resolve(part, leaf.size, name + path) + offset)
         offset += leaf.size
-    return Side(leaves, torch.cat(parts), tuple((len(part),) for part in parts), spec)
+    return Side(leaves, np.concatenate(parts), tuple((len(part),) for part in parts), spec)
+
+
+def frozen(wanted: Selection) -> Selection:
+    """The selection with tensors of places as arrays, which can be read inside transforms and on fake tensors."""
+    leaves, spec = _tree.flatten(wanted)
+    return _tree.unflatten(
+        spec,
+        [
+            leaf.detach().cpu().numpy() if isinstance(leaf, Tensor) and leaf.dtype in _INTEGERS else leaf
+            for leaf in leaves
+        ],
+    )
+
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def selection_key(wanted: Selection) -> Hashable:
     """Something that tells selections of different sizes apart, for the cache of memory plans; None: cannot tell."""
-    if isinstance(wanted, Tensor):
-        return "tensor", wanted.shape
+    if isinstance(wanted, np.ndarray):
+        return "array", wanted.tobytes()
     return repr(wanted) if wanted is None or isinstance(wanted, (int, slice, range)) else None
 
 
@@ -118,33 +137,28 @@ def _is_selector(wanted: Selection) -> bool:
     return isinstance(wanted, (int, slice, range, Tensor)) or hasattr(wanted, "__array__")
 
 
-def _resolve(wanted: Selection, size: int, name: str) -> Tensor:
-    """The wanted places of ``size``, as a 1-D LongTensor of non-negative numbers."""
+def _resolve(wanted: Selection, size: int, name: str) -> Places:
+    """The wanted places of ``size``, none of them negative."""
     advice = "an int, a slice, a 1-D LongTensor, or a pytree with one of these for each leaf"
     if not _is_selector(wanted) or isinstance(wanted, bool):
         raise JacfnTypeError(f"{name} must be {advice}, got {type(wanted).__name__}")
     if isinstance(wanted, slice):
-        return torch.arange(size)[_positive_step(wanted, size)]
-    places = torch.as_tensor(list(wanted) if isinstance(wanted, range) else wanted).cpu()
-    if places.dtype == torch.bool or places.is_floating_point() or places.is_complex():
-        raise JacfnTypeError(
-            f"{name} must hold integers, got {places.dtype}"
-            + ("; pass mask.nonzero().squeeze(1)" if places.dtype == torch.bool else "")
-        )
+        return np.arange(size)[wanted]
+    if isinstance(wanted, Tensor):  # what `frozen` has left alone
+        hint = "; pass mask.nonzero().squeeze(1)" if wanted.dtype == torch.bool else ""
+        raise JacfnTypeError(f"{name} must hold integers, got {wanted.dtype}{hint}")
+    places = np.asarray(wanted)
+    if places.size and places.dtype.kind not in "iu":
+        raise JacfnTypeError(f"{name} must hold integers, got {places.dtype}")
     if places.ndim > 1:
-        raise JacfnValueError(f"{name} must be {advice}, got a tensor of shape {tuple(places.shape)}")
-    places = places.reshape(-1).long()
-    if places.numel() and not -size <= int(places.min()) <= int(places.max()) < size:
+        raise JacfnValueError(f"{name} must be {advice}, got a tensor of shape {places.shape}")
+    places = places.reshape(-1).astype(np.int64)
+    if places.size and not -size <= places.min() <= places.max() < size:
         raise JacfnValueError(
             f"{name} must lie in [-{size}, {size}), since that side has {size} element(s); got values from "
-            f"{int(places.min())} to {int(places.max())}"
+            f"{places.min()} to {places.max()}"
         )
-    return torch.where(places < 0, places + size, places)
-
-
-def _positive_step(wanted: slice, size: int) -> Any:
-    """Tensors take no negative steps: a list of places where the slice has one."""
-    return list(range(*wanted.indices(size))) if (wanted.step or 1) < 0 else wanted
+    return np.where(places < 0, places + size, places)
 
 
 def _one_hot_range(leaf: LeafType, start: int, stop: int, low: int, high: int) -> Tensor | None:
@@ -156,11 +170,12 @@ def _one_hot_range(leaf: LeafType, start: int, stop: int, low: int, high: int) -
     return stack.view(stop - start, *leaf.shape)
 
 
-def _one_hot(leaf: LeafType, wanted: Tensor, low: int, high: int) -> Tensor | None:
+def _one_hot(leaf: LeafType, wanted: Places, low: int, high: int) -> Tensor | None:
     """A row for each wanted place; all zeros where the place is not in this leaf."""
-    inside = ((wanted >= low) & (wanted < high)).nonzero().squeeze(1)
-    if inside.numel() == 0:
+    (inside,) = ((wanted >= low) & (wanted < high)).nonzero()
+    if inside.size == 0:
         return None
     stack = torch.zeros(len(wanted), high - low, dtype=leaf.dtype, device=leaf.device)
-    stack[inside.to(leaf.device), (wanted[inside] - low).to(leaf.device)] = 1
+    rows, places = (torch.as_tensor(i, device=leaf.device) for i in (inside, wanted[inside] - low))
+    stack[rows, places] = 1
     return stack.view(len(wanted), *leaf.shape)

@@ -10,7 +10,7 @@ from jacfn._binding import Argnums, Bound, bind
 from jacfn._evaluate import Evaluation, Method, Options, Tracking, evaluate
 from jacfn._memory import Budget
 from jacfn._products import start_forward, start_reverse
-from jacfn._selection import Selection, Side, select, selection_key
+from jacfn._selection import Selection, Side, frozen, select, selection_key
 from jacfn._tree import LeafType
 
 
@@ -76,6 +76,8 @@ def jac_rev(
     """
     options = Options(return_value, chunk_size, memory, randomness, differentiable)
 
+    rows = frozen(rows)
+
     def side_of(value: Sequence[LeafType], block: Bound) -> Side:
         return select(value, block.outputs.spec, rows, "rows")
 
@@ -91,8 +93,8 @@ def jac_rev(
 def jac_fwd(
     fn: Callable[..., Any],
     argnums: Argnums = 0,
-    *,
     has_aux: bool = False,
+    *,
     return_value: bool = False,
     in_dims: Any = None,
     columns: Selection = None,
@@ -150,6 +152,8 @@ def jac_fwd(
     Forward-mode differentiation with vmapped jvps, after JAX's ``jacfwd`` (Bradbury et al. 2018).
     """
     options = Options(return_value, chunk_size, memory, randomness, differentiable)
+
+    columns = frozen(columns)
 
     def start(block: Bound, columns_at_once: int | None, tracking: Tracking, probing: bool) -> Evaluation:
         side = select(block.leaf_types, block.spec, columns, "columns")

@@ -45,10 +45,10 @@ def make_functional(module: nn.Module, *, batched: bool = False) -> tuple[Callab
     """
     if not isinstance(module, nn.Module):
         raise JacfnTypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-    for name, parameter in module.named_parameters():
-        if is_lazy(parameter):
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
             raise JacfnValueError(
-                f"module: the lazy parameter {name!r} has no shape yet; call the module once on an input first"
+                f"module: the lazy tensor {name!r} has no shape yet; call the module once on an input first"
             )
     params = {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
 

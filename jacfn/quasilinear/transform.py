@@ -17,7 +17,7 @@ from jacfn._errors import JacfnError
 from jacfn._evaluate import Evaluation, Method, Options, Tracking, evaluate
 from jacfn._memory import Budget, Chunks
 from jacfn._products import Linearisation
-from jacfn._selection import Selection, select, selection_key
+from jacfn._selection import Selection, frozen, select, selection_key
 from jacfn._torch import inside_transform
 from jacfn._tree import LeafType
 from jacfn.quasilinear.capture import Capture, Record
@@ -312,6 +312,7 @@ def jac_quasilinear(
     design notes of this library.
     """
     options = Options(return_value, chunk_size, memory, randomness, differentiable)
+    rows = frozen(rows)
 
     def jacobian(*args: Any, **kwargs: Any) -> Any:
         bound = bind(fn, argnums, args, kwargs, has_aux=has_aux, in_dims=in_dims)
