@@ -93,7 +93,8 @@ class Assembly:
     def add(self, chunk: Tensor, sample: int, place: int) -> None:
         """Take the chunk that begins at ``sample`` and, along the axis, at ``place``; chunks come in order."""
         whole = chunk.shape == self._leaf.shape and not repeats(chunk)
-        if self._buffer is None and (whole or chunk.requires_grad or inside_transform()):
+        kept = whole or chunk.requires_grad or inside_transform()
+        if self._chunks or (kept and self._buffer is None):  # as the first one, since not all of them need be tracked
             self._chunks.setdefault(sample, []).append(chunk)
         else:
             self.slot(sample, chunk.shape[0], place, chunk.shape[self._axis]).copy_(chunk)
