@@ -27,6 +27,7 @@ Replacement = Callable[..., Any]
 _SignAndLog: Any = type(torch.linalg.slogdet(torch.ones(1, 1)))  # the named tuple that PyTorch returns
 
 NESTED: dict[Callable[..., Any], Replacement] = {}  # where two or more derivatives are under way
+MAPPED: dict[Callable[..., Any], Replacement] = {}  # there, and where a derivative is mapped over samples
 ALWAYS: dict[Callable[..., Any], Replacement] = {}
 
 
@@ -60,8 +61,10 @@ class ExactKernels(TorchFunctionMode):
         """The call, or what replaces it."""
         kwargs = kwargs or {}
         replacement = ALWAYS.get(func)
-        if replacement is None and func in NESTED and derivative_levels((*args, *kwargs.values())) > 1:
+        if func in NESTED and derivative_levels((*args, *kwargs.values())) > 1:
             replacement = NESTED[func]
+        if func in MAPPED and derivative_levels((*args, *kwargs.values()), mapped=True) > 1:
+            replacement = MAPPED[func]
         return (replacement or func)(*args, **kwargs)
 
 
@@ -96,6 +99,26 @@ def _layer_norm(
     return _affine(_standardise(input, axes, eps), weight, bias)
 
 
+@_replaces(NESTED, F.batch_norm)
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if training and running_mean is not None:
+        raise JacfnError("batch_norm in training mode changes its running statistics: call module.eval() first")
+    columns = [None if p is None else _as_channels(p, input) for p in (weight, bias)]
+    if running_mean is None or running_var is None:
+        return _affine(_standardise(input, (0, *range(2, input.ndim)), eps), *columns)
+    centred = input - _as_channels(running_mean, input)
+    return _affine(centred * torch.rsqrt(_as_channels(running_var, input) + eps), *columns)
+
+
 @_replaces(NESTED, F.instance_norm)
 def _instance_norm(
     input: Tensor,
@@ -113,24 +136,24 @@ def _instance_norm(
     return _affine(_standardise(input, tuple(range(2, input.ndim)), eps), *columns)
 
 
-@_replaces(NESTED, torch.slogdet, torch.linalg.slogdet, Tensor.slogdet)
+@_replaces(MAPPED, torch.slogdet, torch.linalg.slogdet, Tensor.slogdet)
 def _slogdet(matrix: Tensor) -> Any:
     return _SignAndLog(_sign_and_log(matrix))
 
 
-@_replaces(NESTED, torch.logdet, Tensor.logdet)
+@_replaces(MAPPED, torch.logdet, Tensor.logdet)
 def _logdet(matrix: Tensor) -> Tensor:
     sign, value = _sign_and_log(matrix)
     return torch.where(sign < 0, torch.nan, value)
 
 
-@_replaces(NESTED, torch.det, torch.linalg.det, Tensor.det)
+@_replaces(MAPPED, torch.det, torch.linalg.det, Tensor.det)
 def _det(matrix: Tensor) -> Tensor:
     sign, diagonal = _triangle(matrix)
     return sign * diagonal.prod(-1)
 
 
-@_replaces(NESTED, torch.linalg.solve)
+@_replaces(MAPPED, torch.linalg.solve)
 def _solve(matrix: Tensor, other: Tensor, *, left: bool = True) -> Tensor:
     inverse: Tensor = torch.linalg.inv(matrix)
     if not left:
@@ -140,7 +163,7 @@ def _solve(matrix: Tensor, other: Tensor, *, left: bool = True) -> Tensor:
     return inverse @ other
 
 
-@_replaces(NESTED, torch.linalg.lu_solve)
+@_replaces(MAPPED, torch.linalg.lu_solve)
 def _lu_solve(factors: Tensor, pivots: Tensor, other: Tensor, *, left: bool = True, adjoint: bool = False) -> Tensor:
     if not left or adjoint:
         raise JacfnError(
@@ -151,6 +174,45 @@ def _lu_solve(factors: Tensor, pivots: Tensor, other: Tensor, *, left: bool = Tr
     half = torch.linalg.solve_triangular(lower, permutation.mT @ other, upper=False, unitriangular=True)
     solution: Tensor = torch.linalg.solve_triangular(upper, half, upper=True)
     return solution
+
+
+@_replaces(MAPPED, torch.cholesky_solve)
+def _cholesky_solve(other: Tensor, factor: Tensor, upper: bool = False) -> Tensor:
+    lower = factor.mT if upper else factor
+    half = torch.linalg.solve_triangular(lower, other, upper=False)
+    solution: Tensor = torch.linalg.solve_triangular(lower.mT, half, upper=True)
+    return solution
+
+
+@_replaces(ALWAYS, torch.cholesky_inverse)
+def _cholesky_inverse(factor: Tensor, upper: bool = False) -> Tensor:
+    inverse: Tensor = torch.linalg.inv(factor.mT @ factor if upper else factor @ factor.mT)
+    return inverse
+
+
+@_replaces(ALWAYS, torch.cdist)
+def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Tensor:
+    """Its backward is wrong under vmap, and it has no jvp."""
+    distance: Tensor = torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
+    return distance
+
+
+def _refused(name: str, instead: str) -> Replacement:
+    """For what nobody needs under two derivatives, and PyTorch gets silently wrong there."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise JacfnError(f"{name} is silently wrong in PyTorch under these transforms: use {instead}")
+
+    return refuse
+
+
+NESTED[torch.native_layer_norm] = _refused("torch.native_layer_norm", "torch.nn.functional.layer_norm")
+NESTED[torch.batch_norm] = _refused("torch.batch_norm", "torch.nn.functional.batch_norm")
+NESTED[torch.native_batch_norm] = _refused("torch.native_batch_norm", "torch.nn.functional.batch_norm")
+NESTED[torch.instance_norm] = _refused("torch.instance_norm", "torch.nn.functional.instance_norm")
+MAPPED[torch.linalg.solve_ex] = _refused("torch.linalg.solve_ex", "torch.linalg.solve")
+MAPPED[torch.linalg.tensorsolve] = _refused("torch.linalg.tensorsolve", "torch.linalg.solve and reshapes")
+MAPPED[torch.linalg.householder_product] = _refused("torch.linalg.householder_product", "torch.linalg.qr")
 
 
 @_replaces(NESTED, F.glu)

@@ -73,12 +73,15 @@ def version(tensor: Tensor) -> int:
     return -1 if base.is_inference() else base._version
 
 
-def derivative_levels(values: Iterable[Any]) -> int:
-    """How many derivatives may be taken of a call with these arguments: active grad and jvp levels, and autograd."""
+def derivative_levels(values: Iterable[Any], mapped: bool = False) -> int:
+    """How many derivatives may be taken of a call with these arguments: active grad and jvp levels, and autograd.
+
+    With ``mapped``, vmap levels count as well.
+    """
     if torch.compiler.is_compiling():
         return 2  # nobody can ask there
     kinds = (TransformType.Grad, TransformType.Jvp)
-    levels = sum(interpreter.key() in kinds for interpreter in get_interpreter_stack() or [])
+    levels = sum(mapped or interpreter.key() in kinds for interpreter in get_interpreter_stack() or [])
     recorded = any(isinstance(x, Tensor) and base_tensor(x).requires_grad for x in values)
     return levels + recorded
 

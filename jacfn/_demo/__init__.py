@@ -1,0 +1,1 @@
+"""The parts of the demonstration ``python -m jacfn``; nothing else imports them."""
