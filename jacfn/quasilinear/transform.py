@@ -155,9 +155,10 @@ class Factors:
         """The cotangents of taps and joined leaves, ``(R, N, ...)``, a few rows at a time.
 
         Backward passes of rows that are vmapped together run through memory together: where their cotangents leave
-        the cache, one row after the other is faster.
+        the cache, one row after the other is faster; not so for the large gradients of joined leaves.
         """
         step = max(1, _CACHE // max(self._structure.cotangent_bytes * (self._block.samples or 1), 1))
+        step = size if self._joined else step
         return [
             self.linear.pull([None if stack is None else stack[low : low + step] for stack in cotangents])[:-1]
             for low in range(0, size, step)
@@ -380,5 +381,5 @@ def _default_chunks(structure: Structure, bound: Bound) -> Chunks:
 
 
 # Measured by benchmarks.dense on two cores: cotangents pulled back at once, and all that a chunk holds.
-_CACHE = 8 << 20
-_ROOM = 16 << 20
+_CACHE = 2 << 20
+_ROOM = 32 << 20
