@@ -372,8 +372,10 @@ def _method(structure: Structure, rows: Selection, options: Options) -> Method:
 
 
 def _default_chunks(structure: Structure, bound: Bound) -> Chunks:
-    """Chunks whose cotangents take little memory, and of samples rather than of rows: see :meth:`Matmul.write`."""
-    room = max(1, _ROOM // max(structure.cotangent_bytes, 1))  # rows of one sample
+    """Chunks whose cotangents and gradients take little memory, and of samples rather than of rows: see :meth:`Matmul.write`."""
+    leaves = zip(bound.leaf_types, structure.joined, strict=True)
+    joined = sum(leaf.size * leaf.dtype.itemsize for leaf, is_joined in leaves if is_joined)
+    room = max(1, _ROOM // max(structure.cotangent_bytes + joined, 1))  # rows of one sample
     if not bound.samples:
         return Chunks(bound.samples, room)
     blocks = math.ceil(bound.samples * max(structure.rows, 1) / room)
