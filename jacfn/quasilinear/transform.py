@@ -372,7 +372,7 @@ def _method(structure: Structure, rows: Selection, options: Options) -> Method:
 
 
 def _default_chunks(structure: Structure, bound: Bound) -> Chunks:
-    """Chunks whose cotangents and gradients take little memory, and of samples rather than of rows: see :meth:`Matmul.write`."""
+    """Chunks that take little memory, and of samples rather than of rows: see :meth:`Matmul.write`."""
     leaves = zip(bound.leaf_types, structure.joined, strict=True)
     joined = sum(leaf.size * leaf.dtype.itemsize for leaf, is_joined in leaves if is_joined)
     room = max(1, _ROOM // max(structure.cotangent_bytes + joined, 1))  # rows of one sample
