@@ -147,6 +147,12 @@ def test_one_draw_for_the_whole_stack(chunk_size: int | None) -> None:
     torch.testing.assert_close(pulled, value.expand(3, 30))
 
 
+def test_devices(device: str) -> None:
+    x, V = torch.randn(3, device=device), torch.randn(5, 3, device=device)
+    assert_same(pushforward(torch.sin, (x,), (V,), chunk_size=2), V * x.cos())
+    assert_same(pullback(torch.sin, (x,), V, chunk_size=2), (V * x.cos(),))
+
+
 def test_second_derivatives() -> None:
     """The gradient of a product, by every route."""
     x, v = torch.randn(3), torch.randn(1, 3)

@@ -151,6 +151,15 @@ def test_index_dtypes(kind: torch.dtype) -> None:
     assert_same(jac_rev(torch.sin, rows=chosen)(x), torch.diag(x.cos())[[3, 1]])
 
 
+def test_devices(device: str) -> None:
+    """Places may stand on the CPU or beside the data."""
+    x = torch.randn(5, 4, device=device)
+    expected = torch.diag_embed(x.cos())
+    for places in (torch.tensor([3, 0]), torch.tensor([3, 0], device=device)):
+        assert_same(jac_rev(torch.sin, in_dims=0, rows=places)(x), expected[:, [3, 0]])
+        assert_same(jac_fwd(torch.sin, in_dims=0, columns=places, chunk_size=1)(x), expected[:, :, [3, 0]])
+
+
 def test_selection_of_nothing_still_gives_value_and_aux() -> None:
     def fn(x: Tensor) -> tuple[Tensor, str]:
         return x**2, "aux"
