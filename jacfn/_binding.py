@@ -144,8 +144,11 @@ class Bound:
 
     def clone(self) -> Bound:
         """The same point in memory of its own, without its history."""
-        leaves = [leaf.detach().clone() for leaf in self.leaves]
-        return self.replace(leaves, [tensor.detach().clone() for tensor in self.data], self.samples)
+
+        def copy(tensor: Tensor) -> Tensor:
+            return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
+        return self.replace([copy(leaf) for leaf in self.leaves], [copy(x) for x in self.data], self.samples)
 
     @property
     def tensors(self) -> list[Tensor]:

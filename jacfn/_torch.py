@@ -17,8 +17,11 @@ from torch._C._functorch import (
     TransformType,
     get_interpreter_stack,
     get_unwrapped,
+    is_batchedtensor,
     is_functorch_wrapped_tensor,
+    maybe_get_level,
 )
+from torch._functorch.autograd_function import custom_function_call
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -28,10 +31,16 @@ __all__ = [
     "FakeTensorMode",
     "TorchDispatchMode",
     "base_tensor",
+    "custom_function_call",
     "derivative_levels",
+    "forward_levels",
     "inside_transform",
+    "innermost_level",
+    "is_mapped",
+    "is_wrapped",
     "torch_registration",
     "version",
+    "weight_norm",
 ]
 
 PRIVATE: tuple[str, ...] = (
@@ -41,14 +50,20 @@ PRIVATE: tuple[str, ...] = (
     "torch._C._functorch.TransformType.Jvp",
     "torch._C._functorch.get_interpreter_stack",
     "torch._C._functorch.get_unwrapped",
+    "torch._C._functorch.is_batchedtensor",
     "torch._C._functorch.is_functorch_wrapped_tensor",
+    "torch._C._functorch.maybe_get_level",
+    "torch._functorch.autograd_function.custom_function_call",
     "torch._subclasses.fake_tensor.FakeTensor",
     "torch._subclasses.fake_tensor.FakeTensorMode",
     "torch.utils._python_dispatch.TorchDispatchMode",
     "torch.utils._pytree",
     "torch.utils._pytree.SUPPORTED_NODES",
     "torch.Tensor._version",
+    "torch._weight_norm",
 )
+
+weight_norm: Callable[..., Tensor] = torch._weight_norm
 
 
 def inside_transform() -> bool:
@@ -63,6 +78,28 @@ def base_tensor(tensor: Tensor) -> Tensor:
     while is_functorch_wrapped_tensor(tensor):
         tensor = get_unwrapped(tensor)
     return tensor
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether some active transform has wrapped the tensor."""
+    return is_functorch_wrapped_tensor(tensor)
+
+
+def innermost_level() -> int | None:
+    """The level of the innermost active transform; None where one cannot ask."""
+    if torch.compiler.is_compiling():
+        return None
+    stack = get_interpreter_stack()
+    return cast(int, stack[-1].level()) if stack else None
+
+
+def is_mapped(tensor: Tensor, level: int) -> bool:
+    """Whether the vmap of this level maps over the tensor."""
+    while is_functorch_wrapped_tensor(tensor):
+        if is_batchedtensor(tensor) and maybe_get_level(tensor) == level:
+            return True
+        tensor = get_unwrapped(tensor)
+    return False
 
 
 def version(tensor: Tensor) -> int:
@@ -84,6 +121,13 @@ def derivative_levels(values: Iterable[Any], mapped: bool = False) -> int:
     levels = sum(mapped or interpreter.key() in kinds for interpreter in get_interpreter_stack() or [])
     recorded = any(isinstance(x, Tensor) and base_tensor(x).requires_grad for x in values)
     return levels + recorded
+
+
+def forward_levels() -> int:
+    """How many levels of forward mode are active (none while compiling, where nobody can ask)."""
+    if torch.compiler.is_compiling():
+        return 0
+    return sum(interpreter.key() == TransformType.Jvp for interpreter in get_interpreter_stack() or [])
 
 
 def torch_registration(

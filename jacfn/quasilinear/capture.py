@@ -8,9 +8,8 @@ still exact: the two parts are a sum over uses, which is what a total derivative
 
 from __future__ import annotations
 
-import dataclasses
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,128 +18,170 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from jacfn._errors import JacfnError
-from jacfn._torch import version
-from jacfn.quasilinear.factors import Form
-from jacfn.quasilinear.rules import RULES
-
-
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """One claimed call: which leaves take part in which form, and what its output looks like."""
-
-    operation: str
-    forms: tuple[tuple[int, Form], ...]  # (leaf, its form)
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-@dataclasses.dataclass
-class Record:
-    """What a run of ``fn`` under the mode has shown. Plain data, handed to the mode (it keeps none itself)."""
-
-    claims: list[Claim] = dataclasses.field(default_factory=list)
-    inputs: list[list[Tensor | None]] = dataclasses.field(default_factory=list)  # one a form of a claim
-    versions: list[tuple[Tensor, int, str]] = dataclasses.field(default_factory=list)
-    other: dict[int, str] = dataclasses.field(default_factory=dict)  # leaf: its first use that nobody claims
-
-    def check_inputs(self) -> None:
-        """A captured input that was changed in place afterwards would give wrong factors: refuse."""
-        for tensor, before, operation in self.versions:
-            if version(tensor) != before:
-                raise JacfnError(
-                    f"the input of {operation} was changed in place after the call, which needs it for the Jacobian: "
-                    "use an out-of-place operation in fn, or jac_rev"
-                )
+from jacfn._exact import ExactKernels
+from jacfn._torch import is_mapped, is_wrapped
+from jacfn.quasilinear.derived import ELEMENTWISE, PURE, STRUCTURE, fill, slotted, tensors_in
+from jacfn.quasilinear.records import Claim, Derivation, Record
+from jacfn.quasilinear.rules import EXPANSIONS, RULES, Rule, Use, find
 
 
 class Capture(TorchFunctionMode):
-    """Claims the linear uses of ``aliases`` in the calls made inside the ``with`` block.
+    """Claims the linear uses of the sources of ``record`` in the calls made inside the ``with`` block.
 
-    ``aliases`` are the tensors that ``fn`` was given, ``outers`` the caller's values of the same leaves. With
-    ``taps``, the i-th claimed call gets the i-th tap added to its output; without, it is only recorded.
+    With ``taps``, the i-th claimed call gets the i-th tap added to its output; without, it is only recorded.
+    ``level`` is that of the vmap over samples, where parameters can be told from data by it: where no sample takes
+    part, a value is derived from parameters.
     """
 
     def __init__(
         self,
-        aliases: Sequence[Tensor],
-        outers: Sequence[Tensor],
         record: Record,
         taps: Sequence[Tensor] | None = None,
+        *,
+        level: int | None = None,
         call_sites: bool = False,
     ) -> None:
         super().__init__()
-        self._aliases, self._outers, self._record, self._taps = aliases, outers, record, taps
-        self._fresh = [version(alias) for alias in aliases]
-        self._call_sites = call_sites
+        self._record, self._taps, self._level, self._call_sites = record, taps, level, call_sites
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Claim the call, or let it through as it is."""
         kwargs = kwargs or {}
-        if args and func in _IN_PLACE and self._leaf(args[0]) is not None:
-            raise JacfnError(
-                f"fn changes a differentiated argument in place, by {self._describe(func)}: clone it first"
-            )
-        rule = RULES.get(func)
-        bound = None if rule is None else rule.bind(args, kwargs)
-        if rule is not None and bound is not None:
-            found = {
-                name: leaf
-                for name, value in bound.arguments.items()
-                if (leaf := self._leaf(value)) is not None and self._unchanged(leaf)
-            }
-            uses = rule.uses(**bound.arguments) if found else {}
-            claimed = {name: leaf for name, leaf in found.items() if name in uses}
-            if claimed:
-                return self._claim(func, rule.name, bound, claimed, uses)
+        found = self._sources((*args, *kwargs.values()))
+        if not found:
+            return func(*args, **kwargs)
+        self._refuse_in_place(func, args)
+        if kwargs.get("out") is None and all(self._record.unchanged(source) for source in found):
+            if self._derives(func, args, kwargs, found):
+                return self._derive(func, args, kwargs, found)
+            expand = find(EXPANSIONS, func)
+            if expand is not None:
+                with self, ExactKernels():
+                    result = expand(*args, **kwargs)
+                if result is not NotImplemented:
+                    return result
+            rule = find(RULES, func)
+            if rule is not None and rule.fits(args, kwargs):
+                return self._claim(func, rule, args, kwargs)
+        return self._let_through(func, args, kwargs)
+
+    def _let_through(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
-        if _holds_tensor(result):  # not so when a shape or dtype is read
+        if args and result is args[0] and self._is_leaf(result):  # seen late, but also while compiling
+            raise _changed_in_place(self._describe(func))
+        if tensors_in(result):  # not so when a shape or dtype is read
             self._note_others(func, (*args, *kwargs.values()))
         return result
 
-    def _claim(self, func: Any, operation: str, bound: Any, claimed: dict[str, int], uses: Any) -> Any:
-        inputs = [uses[name].input for name in claimed]
-        self._note_others(func, [v for name, v in bound.arguments.items() if name not in claimed])
-        for name, leaf in claimed.items():
-            bound.arguments[name] = self._outers[leaf]
-        result = func(*bound.args, **bound.kwargs)
-        if not all(
-            value.dtype == result.dtype
-            for value in (*inputs, *(self._aliases[leaf] for leaf in claimed.values()))
-            if value is not None
-        ):  # autocast: the product is not the one that the rule means
-            for name, leaf in claimed.items():
-                bound.arguments[name] = self._aliases[leaf]
-                self._record.other.setdefault(leaf, self._describe(func))
-            return func(*bound.args, **bound.kwargs)
-        forms = tuple((leaf, uses[name].form) for name, leaf in claimed.items())
-        claim = Claim(operation, forms, tuple(result.shape), result.dtype)
-        number = len(self._record.claims)
-        self._record.claims.append(claim)
-        self._record.inputs.append(inputs)
-        self._record.versions += [(x, version(x), operation) for x in inputs if x is not None]
+    # --- claims
+
+    def _claim(self, func: Any, rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        record = self._record
+        # Inputs are captured from outer values: those of aliases would hide their gradient from outer transforms.
+        outer_args, outer_kwargs = record.outer((args, kwargs))
+        uses: Mapping[Any, Use] = rule.uses(*outer_args, **outer_kwargs)
+        claimed: list[tuple[int, Use]] = []
+        others: list[Any] = []
+
+        def outer(place: Any, value: Any) -> Any:
+            source = record.source(value) if isinstance(value, Tensor) else None
+            if source is None or place not in uses:
+                others.append(value)
+                return value
+            claimed.append((source, uses[place]))
+            return record.outers[source]
+
+        new_args = [outer(rule.place(i), value) for i, value in enumerate(args)]
+        new_kwargs = {name: outer(name, value) for name, value in kwargs.items()}
+        if not claimed:
+            return self._let_through(func, args, kwargs)
+        result = func(*new_args, **new_kwargs)
+        inputs = [use.input() if callable(use.input) else use.input for _, use in claimed]
+        dtypes = [x.dtype for x in inputs if x is not None and x.is_floating_point()]
+        dtypes += [record.aliases[source].dtype for source, _ in claimed]
+        if any(dtype != result.dtype for dtype in dtypes):  # autocast: the product is not the one that the rule means
+            return self._let_through(func, args, kwargs)
+        self._note_others(func, others)
+        forms = tuple((source, use.form) for source, use in claimed)
+        number = len(record.claims)
+        record.claims.append(Claim(rule.name, forms, tuple(result.shape), result.dtype))
+        record.inputs.append(inputs)
+        for x in inputs:
+            record.keep(x, rule.name)
         if self._taps is None or number >= len(self._taps) or self._taps[number].shape != result.shape:
             return result
         return result + self._taps[number]
 
-    def _leaf(self, value: Any) -> int | None:
-        for leaf, alias in enumerate(self._aliases):
-            if value is alias:  # identity, not id(): torch.compile can follow it
-                return leaf
-        return None
+    # --- values derived from parameters alone
 
-    def _unchanged(self, leaf: int) -> bool:
-        return version(self._aliases[leaf]) == self._fresh[leaf]
+    def _derives(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: list[int]) -> bool:
+        """Whether the call is one of parameters alone."""
+        if find(PURE, func) is None or not torch.is_grad_enabled():
+            return False
+        tensors = [x for x in _flat((*args, *kwargs.values())) if isinstance(x, Tensor)]
+        constants = [x for x in tensors if self._record.source(x) is None]
+        if self._level is not None:
+            if not all(self._record.shared[source] for source in found):  # data that is differentiated, too
+                return len(tensors) == 1 and find(STRUCTURE, func) is not None
+            return not any(is_mapped(x, self._level) for x in constants)
+        # Without samples, constants look like data: all but those that leave the parameter its shape are taken as such.
+        if not constants:
+            return len(found) == 1 or find(RULES, func) is None or find(ELEMENTWISE, func) is not None
+        if find(ELEMENTWISE, func) is None or torch.compiler.is_compiling():
+            return False
+        shapes = {tuple(self._record.aliases[source].shape) for source in found}
+        return not any(is_wrapped(x) for x in constants) and all(
+            len(shapes) == 1 and x.ndim <= len(shape) and torch.broadcast_shapes(x.shape, shape) == shape
+            for x in constants
+            for shape in shapes
+        )
+
+    def _derive(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: list[int]) -> Any:
+        record = self._record
+        result = func(*args, **kwargs)
+        made = tensors_in(result)
+        if not made or any(not x.is_floating_point() for x in made):
+            return result  # a shape, a comparison, an index: no gradient flows
+        before = len(record.constants)
+        slots = slotted((args, kwargs), record)
+        for constant in record.constants[before:]:
+            record.keep(constant, self._describe(func))
+        outer_args, outer_kwargs = fill(slots, record.outers, record.constants)
+        outers = tensors_in(func(*outer_args, **outer_kwargs))
+        first, shared = len(record.aliases), all(record.shared[source] for source in found)
+        shapes = tuple(tuple(x.shape) for x in made)
+        record.derivations.append(Derivation(func, *slots, first, shapes))
+        for alias, outer in zip(made, outers, strict=True):
+            record.add_source(alias, outer, shared)
+        return result
+
+    # --- bookkeeping
+
+    def _sources(self, values: Sequence[Any]) -> list[int]:
+        found = [self._record.source(x) for x in _flat(values) if isinstance(x, Tensor)]
+        return [source for source in found if source is not None]
+
+    def _is_leaf(self, value: Any) -> bool:
+        return any(value is alias for alias in self._record.aliases[: self._leaves])
+
+    @property
+    def _leaves(self) -> int:
+        derivations = self._record.derivations
+        return derivations[0].first if derivations else len(self._record.aliases)
+
+    def _refuse_in_place(self, func: Any, args: tuple[Any, ...]) -> None:
+        if args and not torch.compiler.is_compiling() and func in _IN_PLACE and self._is_leaf(args[0]):
+            raise _changed_in_place(self._describe(func))
 
     def _note_others(self, func: Any, values: Sequence[Any]) -> None:
-        for value in values:
-            if isinstance(value, (tuple, list)):
-                self._note_others(func, value)
-            elif isinstance(value, Tensor) and (leaf := self._leaf(value)) is not None:
-                self._record.other.setdefault(leaf, self._describe(func))
+        for source in self._sources(values):
+            self._record.other.setdefault(source, self._describe(func))
 
     def _describe(self, func: Any) -> str:
+        if torch.compiler.is_compiling():
+            return "an operation"
         name = resolve_name(func) or getattr(func, "__name__", str(func))
         if not self._call_sites:
             return str(name)
@@ -153,13 +194,22 @@ class Capture(TorchFunctionMode):
         return f"{name} at {frames[-1].filename}:{frames[-1].lineno}" if frames else str(name)
 
 
-def _holds_tensor(result: Any) -> bool:
-    if isinstance(result, (tuple, list)):
-        return any(_holds_tensor(item) for item in result)
-    return isinstance(result, Tensor)
+def _changed_in_place(function: str) -> JacfnError:
+    return JacfnError(f"fn changes a differentiated argument in place, by {function}: clone it first")
 
 
-def _in_place_functions() -> frozenset[Any]:
+def _flat(values: Sequence[Any]) -> list[Any]:
+    """The values and those in lists and tuples among them."""
+    flat: list[Any] = []
+    for value in values:
+        if isinstance(value, (tuple, list)):
+            flat += _flat(value)
+        else:
+            flat.append(value)
+    return flat
+
+
+def _in_place_functions() -> frozenset[Callable[..., Any]]:
     names = {name for name in dir(Tensor) if name.endswith("_") and not name.endswith("__")}
     names |= {name for name in dir(Tensor) if name.startswith("__i")} - {"__index__", "__int__", "__invert__"}
     names = (names | {"__setitem__"}) - {"__init__", "__init_subclass__"}

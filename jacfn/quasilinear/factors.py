@@ -1,23 +1,28 @@
 """The canonical forms and their algebra (L2).
 
 A parameter that enters its operation linearly has the Jacobian ``cotangent x input``. A rule says which form an
-operation has and how its tensors are laid out (:class:`Geometry`); what the form *is* stands here, once.
+operation has and how its tensors are laid out (a *layout*); what the form *is* stands here, once.
 
 Axes: ``N`` samples, ``R`` rows (cotangents), ``G`` groups, ``T`` positions that share the weight, ``O`` and ``I``
-the weight's outputs and inputs.
+the weight's outputs and inputs, ``V`` the rows of a table and ``D`` what is in one of them. Every form takes
+
+* ``lay(delta)``: cotangents ``(R, N, *y)`` of the output, laid out as the form wants them,
+* ``prepare(x)``: the captured input ``(N, ...)``, likewise, once for all rows,
+* ``rows(delta, x)``: the Jacobian ``(N, R, *leaf)`` from both, in new memory; ``write`` puts it into ``out``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 
-class Geometry(Protocol):
-    """How an operation ``y[g,t,o] = sum_i W[g,o,i] x[g,t,i] + b[g,o]`` lays out its tensors."""
+class Layout(Protocol):
+    """How ``y[g,t,o] = sum_i W[g,o,i] x[g,t,i]`` lays out its tensors; the weight's axes are G, O, I in this order."""
 
     def inputs(self, x: Tensor) -> Tensor:
         """``(N, G, T, I)`` from the captured input with a leading N."""
@@ -28,34 +33,44 @@ class Geometry(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Matmul:
-    """``y[g,t,o] = sum_i W[g,o,i] x[g,t,i]``, so ``J[n,r,g,o,i] = sum_t delta[r,n,g,t,o] x[n,g,t,i]``."""
+    """``y[g,t,o] = sum_i W[g,o,i] x[g,t,i]``, so ``J[n,r,g,o,i] = sum_t delta[r,n,g,t,o] x[n,g,t,i]``.
 
-    geometry: Geometry
+    ``swapped``: the weight's axes are G, I, O, as in ``x @ W``.
+    """
+
+    layout: Layout
+    swapped: bool = False
     needs_input = True
 
+    def lay(self, delta: Tensor) -> Tensor:
+        """``(R, N, G, T, O)``."""
+        return self.layout.cotangents(delta)
+
     def prepare(self, x: Tensor) -> Tensor:
-        """What is computed from the input once, for all rows."""
-        return self.geometry.inputs(x)
+        """``(N, G, T, I)``."""
+        return self.layout.inputs(x)
 
     def rows(self, delta: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """``(N, R, G, O, I)``, in ``out`` (contiguous) or in new memory."""
-        d = self.geometry.cotangents(delta)
-        r, n, g, t, o = d.shape
+        """``(N, R, G, O, I)``, or ``(N, R, G, I, O)``, in ``out`` (contiguous) or in new memory."""
+        r, n, g, t, o = delta.shape
         i = x.shape[-1]
         if t == 1:
-            return _outer(d, x, out)
-        if g > 1 or out is None:
+            return _outer(delta, x, self.swapped, out)
+        if g == 1 and out is not None and not self.swapped:
+            return _batched(delta[:, :, 0], x[:, 0], out)
+        if self.swapped:
+            # (N, R, G, I, O) <- (N, 1, G, I, T) x (N, R, G, T, O)
+            product = x.transpose(-1, -2).unsqueeze(1) @ delta.transpose(0, 1)
+        else:
             # (N, G, R·O, I) <- (N, G, R·O, T) x (N, G, T, I)
-            product = d.permute(1, 2, 0, 4, 3).reshape(n, g, r * o, t) @ x
+            product = delta.permute(1, 2, 0, 4, 3).reshape(n, g, r * o, t) @ x
             product = product.view(n, g, r, o, i).transpose(1, 2)
-            return product if out is None else out.copy_(product)
-        return _batched(d[:, :, 0], x[:, 0], out)
+        return product if out is None else out.copy_(product)
 
     def write(self, delta: Tensor, x: Tensor, out: Tensor) -> None:
         """The same into ``out``, ``(N, R, *leaf)`` with contiguous leaves."""
-        d = self.geometry.cotangents(delta)
-        r, n, g, t, o = d.shape
-        whole = out.view(n, r, g, o, x.shape[-1])
+        r, n, g, t, o = delta.shape
+        whole = out.view(n, r, g, *((x.shape[-1], o) if self.swapped else (o, x.shape[-1])))
         if t == 1 or out.is_contiguous():
             self.rows(delta, x, whole)
         else:  # a batched product into strides is a loop over the batch
@@ -63,33 +78,131 @@ class Matmul:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shift:
-    """``y[g,t,o] = b[g,o] + ...``, so ``J[n,r,g,o] = sum_t delta[r,n,g,t,o]``."""
+class Scale:
+    """``y = W x`` elementwise, broadcast: ``J[n,r,w] = sum delta[r,n,y] x[n,y]`` over the y that share the weight w.
 
-    geometry: Geometry
+    ``shape`` is that of the weight, aligned with y's last axes.
+    """
+
+    shape: tuple[int, ...]
+    needs_input = True
+
+    def lay(self, delta: Tensor) -> Tensor:
+        """As they are."""
+        return delta
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """As it is."""
+        return x
+
+    def rows(self, delta: Tensor, x: Tensor) -> Tensor:
+        """``(N, R, *shape)``."""
+        x = x.reshape(x.shape[0], *(1,) * (delta.ndim - x.ndim - 1), *x.shape[1:])
+        return _sum_to(delta * x, self.shape)
+
+    def write(self, delta: Tensor, x: Tensor, out: Tensor) -> None:
+        """The same into ``out``."""
+        out.copy_(self.rows(delta, x).reshape(out.shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift:
+    """``y = b + ...`` elementwise, broadcast: ``J[n,r,b] = sum delta[r,n,y]`` over the y that share the element b."""
+
+    shape: tuple[int, ...]
     needs_input = False
+
+    def lay(self, delta: Tensor) -> Tensor:
+        """As they are."""
+        return delta
 
     def prepare(self, x: Tensor) -> Tensor:
         """Nothing: a shift has no input."""
         return x
 
     def rows(self, delta: Tensor, x: object = None) -> Tensor:
-        """``(N, R, G, O)`` in new memory."""
-        return self.geometry.cotangents(delta).sum(3).transpose(0, 1)
+        """``(N, R, *shape)``."""
+        return _sum_to(delta, self.shape)
 
     def write(self, delta: Tensor, x: object, out: Tensor) -> None:
-        """The same into ``out``, ``(N, R, *leaf)``."""
+        """The same into ``out``."""
         out.copy_(self.rows(delta).reshape(out.shape))
 
 
-Form = Matmul | Shift
+@dataclasses.dataclass(frozen=True)
+class Gather:
+    """``y[t] = W[index[t]]``, so ``J[n,r,v] = sum of delta[r,n,t]`` over the t with ``index[n,t] = v``.
+
+    The index has any shape and stands first in y's; ``skipped`` is a row of the table that gets no derivative.
+    """
+
+    size: int  # V
+    skipped: int | None = None
+    needs_input = True
+
+    def lay(self, delta: Tensor) -> Tensor:
+        """As they are."""
+        return delta
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """The index ``(N, T)``, from the front."""
+        return x.reshape(x.shape[0], -1).remainder(self.size)
+
+    def rows(self, delta: Tensor, x: Tensor) -> Tensor:
+        """``(N, R, V, D)``."""
+        r, (n, t) = delta.shape[0], x.shape
+        source = delta.reshape(r, n, t, -1).transpose(0, 1)  # (N, R, T, D)
+        if self.skipped is not None:
+            source = source * (x != self.skipped % self.size)[:, None, :, None]
+        first = torch.arange(n * r, device=x.device).view(n, r, 1) * self.size  # of the table of each row
+        table = source.new_zeros(n * r * self.size, source.shape[-1])
+        table = table.index_add(0, (x.unsqueeze(1) + first).reshape(-1), source.reshape(n * r * t, -1))
+        return table.view(n, r, self.size, -1)
+
+    def write(self, delta: Tensor, x: Tensor, out: Tensor) -> None:
+        """The same into ``out``."""
+        out.copy_(self.rows(delta, x).reshape(out.shape))
 
 
-def _outer(d: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+Form = Matmul | Scale | Shift | Gather
+
+
+def joined(uses: list[tuple[Form, Tensor, Tensor]]) -> list[tuple[Form, Tensor, Tensor]]:
+    """The same sum with fewer terms: matrix products of one weight are one product over the positions of all."""
+    first: dict[tuple[bool, int, int, int], list[tuple[Form, Tensor, Tensor]]] = {}
+    rest = []
+    for form, delta, x in uses:
+        if isinstance(form, Matmul):
+            first.setdefault((form.swapped, x.shape[1], delta.shape[-1], x.shape[-1]), []).append((form, delta, x))
+        else:
+            rest.append((form, delta, x))
+    together: list[tuple[Form, Tensor, Tensor]] = []
+    for terms in first.values():
+        if len(terms) == 1:
+            together += terms
+        else:
+            deltas, inputs = [delta for _, delta, _ in terms], [x for _, _, x in terms]
+            together.append((terms[0][0], torch.cat(deltas, 3), torch.cat(inputs, 2)))
+    return together + rest
+
+
+def _sum_to(delta: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """``(N, R, *shape)`` from ``(R, N, *y)``: the sum over all axes of y along which ``shape`` was broadcast."""
+    extra = delta.ndim - 2 - len(shape)
+    if extra:
+        delta = delta.reshape(*delta.shape[:2], math.prod(delta.shape[2 : 2 + extra]), *delta.shape[2 + extra :])
+    axes = [2] * bool(extra)
+    axes += [axis for axis in range(-len(shape), 0) if shape[axis] == 1 != delta.shape[axis]]
+    summed = delta.sum(axes) if axes else delta
+    return summed.transpose(0, 1).reshape(delta.shape[1], delta.shape[0], *shape)
+
+
+def _outer(d: Tensor, x: Tensor, swapped: bool, out: Tensor | None = None) -> Tensor:
     """``(N, R, G, O, I)`` from one position: a product that is written once."""
-    left = d.squeeze(3).transpose(0, 1).unsqueeze(-1)  # (N, R, G, O, 1)
-    right = x.squeeze(2)[:, None, :, None, :]  # (N, 1, G, 1, I)
-    return torch.mul(left, right, out=out)
+    left, right = d.squeeze(3).transpose(0, 1), x.squeeze(2).unsqueeze(1)  # (N, R, G, O), (N, 1, G, I)
+    if swapped:
+        left, right = right, left
+    return torch.mul(left.unsqueeze(-1), right.unsqueeze(-2), out=out)
 
 
 def _batched(d: Tensor, x: Tensor, out: Tensor) -> Tensor:

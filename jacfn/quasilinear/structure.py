@@ -12,8 +12,9 @@ from torch import Tensor
 from jacfn._binding import Bound
 from jacfn._errors import JacfnError
 from jacfn._random import Draw
-from jacfn._torch import inside_transform
-from jacfn.quasilinear.capture import Capture, Claim, Record
+from jacfn._torch import innermost_level, inside_transform
+from jacfn.quasilinear.capture import Capture
+from jacfn.quasilinear.records import Claim, Derivation, Record
 from jacfn.quasilinear.witness import scalar_like, witness
 
 
@@ -22,6 +23,7 @@ class Structure:
     """The claimed calls in order; ``joined`` leaves have other uses, so they take part in the plain vjp, too."""
 
     claims: tuple[Claim, ...]
+    derivations: tuple[Derivation, ...]
     joined: tuple[bool, ...]
     reasons: tuple[str, ...]  # why a leaf is joined, empty for one that is not
     rows: int  # of one sample
@@ -33,10 +35,23 @@ class Structure:
             (i, j) for i, claim in enumerate(self.claims) for j, (owner, _) in enumerate(claim.forms) if owner == leaf
         ]
 
+    def fits(self, record: Record) -> bool:
+        """Whether a run did what was learnt."""
+        return tuple(record.claims) == self.claims and tuple(record.derivations) == self.derivations
+
+    @property
+    def derived(self) -> dict[int, tuple[int, ...]]:
+        """The derived sources with claimed uses, and their shapes."""
+        shapes = {d.first + i: shape for d in self.derivations for i, shape in enumerate(d.shapes)}
+        claimed = {source for claim in self.claims for source, _ in claim.forms}
+        return {source: shape for source, shape in shapes.items() if source in claimed}
+
     @property
     def cotangent_bytes(self) -> int:
-        """Of all claimed outputs, for one row of one sample."""
-        return sum(math.prod(claim.shape) * claim.dtype.itemsize for claim in self.claims)
+        """Of all claimed outputs and derived values, for one row of one sample."""
+        claimed = sum(math.prod(claim.shape) * claim.dtype.itemsize for claim in self.claims)
+        width = self.claims[0].dtype.itemsize if self.claims else 0
+        return claimed + 2 * width * sum(math.prod(shape) for shape in self.derived.values())
 
     def all_joined(self) -> Structure:
         """The same with every leaf in the plain vjp as well: exact whatever ``fn`` does beside the claims."""
@@ -54,15 +69,14 @@ def learn(bound: Bound, randomness: str, call_sites: bool = False) -> Structure:
     """
     one = bound if bound.samples is None else bound.block(0, min(1, bound.samples))
     if inside_transform():
-        with torch.no_grad():
-            record, values = _observe(one, one.expanded_leaves(), randomness, call_sites)
+        record, values, _ = _witnessed(one, randomness, call_sites, pull=False)
         joined, random = (True,) * len(one.leaves), False
         reasons = tuple(record.other.get(i, "") for i in range(len(joined)))
     else:
         one = one.clone()  # fn may change its inputs in place
         draw = Draw(one.leaves + one.data)
         try:
-            record, values, seen = _witnessed(one, randomness, call_sites)
+            record, values, seen = _witnessed(one, randomness, call_sites, pull=True)
             random = draw.used()
         finally:
             draw.rewind()
@@ -70,7 +84,7 @@ def learn(bound: Bound, randomness: str, call_sites: bool = False) -> Structure:
         reasons = tuple(record.other.get(i, _HIDDEN) if i in seen else "" for i in range(len(joined)))
     lead = 0 if one.samples is None else 1
     rows = sum(value.shape[lead:].numel() for value in values)
-    return Structure(tuple(record.claims), joined, reasons, rows, random)
+    return Structure(tuple(record.claims), tuple(record.derivations), joined, reasons, rows, random)
 
 
 def check_strict(structure: Structure, names: Sequence[str]) -> None:
@@ -89,10 +103,10 @@ def _observe(one: Bound, aliases: list[Tensor], randomness: str, call_sites: boo
     records = []
 
     def run(aliases: list[Tensor], data: list[Tensor], outers: list[Tensor]) -> list[Tensor]:
-        record = Record()
-        with Capture(aliases, outers, record, call_sites=call_sites):
+        record = Record(aliases, list(outers), [not mapped for mapped in one.leaves_mapped])
+        with Capture(record, level=level_of_samples(one), call_sites=call_sites):
             values, _ = one.call(aliases, data)
-        record.check_inputs()
+        record.check_kept()
         records.append(record)
         return values
 
@@ -101,19 +115,31 @@ def _observe(one: Bound, aliases: list[Tensor], randomness: str, call_sites: boo
     return records[0], values
 
 
-def _witnessed(one: Bound, randomness: str, call_sites: bool) -> tuple[Record, list[Tensor], set[int]]:
+def _witnessed(
+    one: Bound, randomness: str, call_sites: bool, pull: bool
+) -> tuple[Record, list[Tensor], set[int]]:
     """The same, and the leaves that a backward pass reaches through uses that nobody claims."""
     seen: set[int] = set()
     records = []
 
     def call(scalar: Tensor) -> list[Tensor]:
-        aliases = [witness([leaf], scalar, seen, number)[0] for number, leaf in enumerate(one.expanded_leaves())]
+        aliases = one.expanded_leaves()
+        if pull:
+            aliases = [witness([alias], scalar, seen, number)[0] for number, alias in enumerate(aliases)]
         record, values = _observe(one, aliases, randomness, call_sites)
         records.append(record)
         return values
 
     values: list[Tensor]
     values, vjp = torch.func.vjp(call, scalar_like(one.leaves[0]))  # type: ignore[misc]
-    with torch.no_grad():
-        vjp([torch.ones_like(value) for value in values])
+    if pull:
+        with torch.no_grad():
+            vjp([torch.ones_like(value) for value in values])
     return records[0], values, seen
+
+
+def level_of_samples(block: Bound) -> int | None:
+    """The level of the vmap over samples, when called inside it and it tells parameters from data."""
+    if block.samples is None or all(block.leaves_mapped):
+        return None
+    return innermost_level()

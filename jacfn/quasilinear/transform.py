@@ -2,187 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from jacfn._binding import Argnums, Bound, bind
 from jacfn._cache import remember, store
 from jacfn._errors import JacfnError
 from jacfn._evaluate import Evaluation, Method, Options, Tracking, evaluate
 from jacfn._memory import Budget, Chunks
-from jacfn._products import Linearisation
 from jacfn._selection import Selection, frozen, select, selection_key
 from jacfn._torch import inside_transform
 from jacfn._tree import LeafType
-from jacfn.quasilinear.capture import Capture, Record
-from jacfn.quasilinear.factors import Form
+from jacfn.quasilinear.check import self_check
+from jacfn.quasilinear.linearise import Factors, LeafRows, StructureChangedError
 from jacfn.quasilinear.structure import Structure, check_strict, learn
-from jacfn.quasilinear.witness import scalar_like, witness
-
-
-class StructureChangedError(Exception):
-    """A run of ``fn`` did not do what was learnt about it."""
-
-
-@dataclasses.dataclass
-class LeafRows:
-    """A chunk of the rows of one leaf: the sum over its claimed uses and, where it is joined, the plain vjp."""
-
-    uses: list[tuple[Form, Tensor, Any]]  # (form, cotangents (R, N, *y), prepared input)
-    rest: list[Tensor]  # (N, r, *leaf), one behind the other along the rows; empty for a leaf that is not joined
-    shape: tuple[int, ...]  # (N, R, *leaf)
-    like: LeafType
-    in_place: bool
-
-    @property
-    def samples(self) -> int:
-        """In this block."""
-        return self.shape[0]
-
-    def write(self, out: Tensor) -> None:
-        """The first term is written, the others are added."""
-        for number, (form, delta, x) in enumerate(self.uses):
-            if number == 0:
-                form.write(delta, x, out)
-            else:
-                out += form.rows(delta, x).reshape(self.shape)
-        if not self.uses and not self.rest:
-            out.zero_()
-        low = 0
-        for part in self.rest:
-            place = out.narrow(1, low, part.shape[1])
-            place.add_(part) if self.uses else place.copy_(part)
-            low += part.shape[1]
-
-    def dense(self) -> Tensor:
-        """The sum in new memory."""
-        terms = [form.rows(delta, x).reshape(self.shape) for form, delta, x in self.uses]
-        if self.rest:
-            terms.append(_join(self.rest, 1))
-        if not terms:
-            return torch.zeros(self.shape, dtype=self.like.dtype, device=self.like.device)
-        return sum(terms[1:], terms[0])
-
-
-def _stack_rows(parts: list[Tensor]) -> Tensor:
-    """``(R, N, ...)`` from ``(r, N, ...)``, with samples first in memory, as the products want it."""
-    return _join([part.transpose(0, 1) for part in parts], 1).transpose(0, 1)
-
-
-def _join(parts: list[Tensor], axis: int) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
-
-
-class Factors:
-    """``fn`` at a block, linearised: cotangents of claimed calls, their inputs, and the vjp of all other uses."""
-
-    def __init__(self, block: Bound, structure: Structure, randomness: str, inner: str, tracking: Tracking) -> None:
-        self._block, self._structure = block, structure
-        self._lead = () if block.samples is None else (block.samples,)
-        self._joined = [i for i, joined in enumerate(structure.joined) if joined]
-        self._seen: set[int] = set()
-        self._randomness = randomness
-        leaves = block.expanded_leaves()
-        primals = [*self._taps(), *(leaves[i] for i in self._joined), scalar_like(block.leaves[0])]
-        self.linear = Linearisation(self._call, primals, inner, tracking)
-        self.value = self.linear.value
-        self.aux: list[Tensor]
-        self.aux, inputs = self.linear.aux  # type: ignore[assignment]
-        places = [
-            (i, j)
-            for i, claim in enumerate(structure.claims)
-            for j, (_, form) in enumerate(claim.forms)
-            if form.needs_input
-        ]
-        self._captured = dict(zip(places, inputs, strict=True))
-        self._prepared: dict[tuple[int, int], Tensor] = {}
-
-    def _taps(self) -> list[Tensor]:
-        device = self._block.leaves[0].device
-        return [
-            torch.zeros((), dtype=claim.dtype, device=device).expand(*self._lead, *claim.shape)
-            for claim in self._structure.claims
-        ]
-
-    def _call(self, *primals: Tensor) -> tuple[list[Tensor], Any]:
-        """``fn`` with taps and aliases; its aux are fn's aux and the captured inputs."""
-        block, claims = self._block, self._structure.claims
-        taps, joined, scalar = primals[: len(claims)], iter(primals[len(claims) : -1]), primals[-1]
-        taken = self._structure.joined
-        free = [leaf for leaf, is_joined in zip(block.expanded_leaves(), taken, strict=True) if not is_joined]
-        watched = iter(witness(free, scalar, self._seen) if free else [])
-        aliases = [next(joined) if is_joined else next(watched) for is_joined in taken]
-
-        def run(aliases: list[Tensor], data: list[Tensor], outers: list[Tensor], taps: list[Tensor]) -> Any:
-            record = Record()
-            with Capture(aliases, outers, record, taps):
-                values, aux = block.call(aliases, data)
-            if tuple(record.claims) != claims:
-                raise StructureChangedError
-            record.check_inputs()
-            return values, aux, [x for inputs in record.inputs for x in inputs if x is not None]
-
-        dims = [[0] * len(aliases), [0] * len(block.data), block.leaf_dims, [0] * len(taps)]
-        vmapped = block.vmapped(run, self._randomness, *dims)
-        values, aux, inputs = vmapped(aliases, block.data, block.leaves, list(taps))
-        return values, (aux, inputs)
-
-    def rows(self, cotangents: Sequence[Tensor | None], keep: bool) -> list[LeafRows]:
-        """The rows of every leaf for stacks ``(R, *out)`` of one sample's cotangents; ``keep`` for the next call."""
-        size = next(len(stack) for stack in cotangents if stack is not None)
-        if self._lead:
-            cotangents = [
-                None if stack is None else stack.unsqueeze(1).expand(size, *self._lead, *stack.shape[1:])
-                for stack in cotangents
-            ]
-        parts = self._pull(cotangents, size)
-        if self._seen:
-            raise StructureChangedError
-        if not self._lead:
-            parts = [[grad.unsqueeze(1) for grad in part] for part in parts]
-        claims = len(self._structure.claims)
-        deltas = [_stack_rows([part[i] for part in parts]) for i in range(claims)]
-        rest = {leaf: [part[claims + j] for part in parts] for j, leaf in enumerate(self._joined)}
-        return [self._leaf_rows(i, size, deltas, rest.get(i, []), keep) for i in range(len(self._block.leaves))]
-
-    def _pull(self, cotangents: Sequence[Tensor | None], size: int) -> list[list[Tensor]]:
-        """The cotangents of taps and joined leaves, ``(R, N, ...)``, a few rows at a time.
-
-        Backward passes of rows that are vmapped together run through memory together: where their cotangents leave
-        the cache, one row after the other is faster; not so for the large gradients of joined leaves.
-        """
-        step = max(1, _CACHE // max(self._structure.cotangent_bytes * (self._block.samples or 1), 1))
-        step = size if self._joined else step
-        return [
-            self.linear.pull([None if stack is None else stack[low : low + step] for stack in cotangents])[:-1]
-            for low in range(0, size, step)
-        ]
-
-    def _leaf_rows(self, leaf: int, size: int, deltas: list[Tensor], rest: list[Tensor], keep: bool) -> LeafRows:
-        structure, kind = self._structure, self._block.leaf_types[leaf]
-        uses = [(structure.claims[i].forms[j][1], deltas[i], self._input(i, j, keep)) for i, j in structure.forms(leaf)]
-        shape = (*(self._lead or (1,)), size, *kind.shape)
-        in_place = not self.linear.tracked and not inside_transform()
-        return LeafRows(uses, [part.transpose(0, 1) for part in rest], shape, kind, in_place)
-
-    def _input(self, claim: int, place: int, keep: bool) -> Tensor | None:
-        """What the form makes of its captured input: once, if more rows are to come."""
-        key = (claim, place)
-        if key not in self._captured:
-            return None
-        if key not in self._prepared:
-            x = self._captured[key]
-            prepared = self._structure.claims[claim].forms[place][1].prepare(x if self._lead else x.unsqueeze(0))
-            if not keep:
-                return prepared
-            self._prepared[key] = prepared
-        return self._prepared[key]
 
 
 def start_quasilinear(
@@ -197,7 +34,7 @@ def start_quasilinear(
 ) -> Evaluation:
     """A block in closed form: one vjp around all its samples, then their rows chunk by chunk."""
     factors = Factors(block, structure, options.randomness, options.inner_randomness, tracking)
-    lead = len(factors._lead)
+    lead = factors.samples is not None
     kinds = [LeafType(tuple(v.shape[lead:]), v.dtype, v.device) for v in factors.value]
     side = select(kinds, block.outputs.spec, rows, "rows")
     ranges = side.probes(rows_at_once) if probing else side.chunks(rows_at_once)
@@ -207,46 +44,6 @@ def start_quasilinear(
             yield low, high, factors.rows(side.basis(low, high), keep=len(ranges) > 1)
 
     return Evaluation(side, block.leaf_types, factors.value, factors.aux, chunks())
-
-
-def self_check(bound: Bound, structure: Structure, options: Options) -> None:
-    """Compare one random ``uᵀ J`` from the factors with a plain vjp, on one sample; a difference is a wrong rule."""
-    one = bound if bound.samples is None else bound.block(0, min(1, bound.samples))
-    if structure.random or one.samples == 0:
-        return
-    one = one.clone()
-    factors = Factors(one, structure, options.randomness, options.inner_randomness, "off")
-    generator = torch.Generator().manual_seed(0)
-    cotangents = [
-        torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value) for value in factors.value
-    ]
-    lead = len(factors._lead)
-    got = factors.rows([u if lead else u.unsqueeze(0) for u in cotangents], keep=False)
-
-    def plain(*leaves: Tensor) -> list[Tensor]:
-        dims = [[0] * len(leaves), [0] * len(one.data)]
-        values: list[Tensor] = one.vmapped(one.call, options.randomness, *dims)(list(leaves), one.data)[0]
-        return values
-
-    _, vjp = torch.func.vjp(plain, *one.expanded_leaves())  # type: ignore[misc]
-    with torch.no_grad():
-        wanted = vjp(cotangents)
-    for name, rows, grad in zip(one.names, got, wanted, strict=True):
-        _compare(name, rows.dense()[:, 0].reshape(grad.shape), grad)  # one sample, one row
-
-
-_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
-
-
-def _compare(name: str, mine: Tensor, plain: Tensor) -> None:
-    tolerance = _TOLERANCE.get(plain.dtype, 1e-1)
-    scale = plain.nan_to_num(0, 0, 0).abs().max().item() if plain.numel() else 0.0
-    if not torch.allclose(mine, plain, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
-        raise JacfnError(
-            f"{name}: the closed form differs from a plain vjp by {(mine - plain).abs().max().item():.3g} (scale "
-            f"{scale:.3g}). This is a wrong rule in jacfn, or fn is not a pure function. Use jac_rev, and please "
-            "report it"
-        )
 
 
 def jac_quasilinear(
@@ -317,6 +114,7 @@ def jac_quasilinear(
 
     def jacobian(*args: Any, **kwargs: Any) -> Any:
         bound = bind(fn, argnums, args, kwargs, has_aux=has_aux, in_dims=in_dims)
+        bound = bound if differentiable else bound.detach()
         structure = known_structure(bound, options, strict)
         for again in (_learn_again, _join_all, None):
             try:
@@ -353,7 +151,8 @@ def _join_all(bound: Bound, options: Options, strict: bool, structure: Structure
 def _key(bound: Bound, options: Options, strict: bool) -> Hashable | None:
     if bound.signature is None:
         return None
-    return "quasilinear", inside_transform(), strict, options.randomness, bound.signature
+    context = inside_transform(), bound.tracked(), torch.is_grad_enabled()  # which replacements of operations apply
+    return "quasilinear", context, strict, options.randomness, bound.signature
 
 
 def _learn(bound: Bound, options: Options, strict: bool) -> Structure:
@@ -382,6 +181,5 @@ def _default_chunks(structure: Structure, bound: Bound) -> Chunks:
     return Chunks(math.ceil(bound.samples / min(blocks, bound.samples)), min(room, max(structure.rows, 1)))
 
 
-# Measured by benchmarks.dense on two cores: cotangents pulled back at once, and all that a chunk holds.
-_CACHE = 2 << 20
+# Measured by benchmarks.dense on two cores: all that a chunk holds.
 _ROOM = 32 << 20

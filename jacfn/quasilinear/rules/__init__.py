@@ -1,10 +1,29 @@
 """The rules: which operations are linear in which arguments, one short function each (L2).
 
 A rule gets the arguments of the call, under the names of the operation, and returns the form of each argument that
-it can claim, with the tensor that the form needs beside the cotangent. Registering it is enough.
+it can claim, with the tensor that the form needs beside the cotangent. An expansion says of which simpler operations
+an operation consists. Registering either is enough.
 """
 
-from jacfn.quasilinear.rules import convolution, linear
-from jacfn.quasilinear.rules._registry import RULES, Rule, Use, rule
+from jacfn.quasilinear.rules import attention, bag, convolution, elementwise, linear, norm, product, recurrent, table
+from jacfn.quasilinear.rules._registry import EXPANSIONS, RULES, Place, Rule, Use, expansion, find, rule
 
-__all__ = ["RULES", "Rule", "Use", "convolution", "linear", "rule"]
+__all__ = [
+    "EXPANSIONS",
+    "RULES",
+    "Place",
+    "Rule",
+    "Use",
+    "attention",
+    "bag",
+    "convolution",
+    "elementwise",
+    "expansion",
+    "find",
+    "linear",
+    "norm",
+    "product",
+    "recurrent",
+    "rule",
+    "table",
+]

@@ -44,12 +44,7 @@ class Patches:
 
     def cotangents(self, delta: Tensor) -> Tensor:
         """``(R, N, G, T, O)``."""
-        axes = len(self.kernel)
-        r, n = delta.shape[:2]
-        images, places = delta.shape[2 : -axes - 1].numel(), delta.shape[-axes:].numel()
-        outputs = delta.shape[-axes - 1] // self.groups
-        delta = delta.reshape(r, n, images, self.groups, outputs, places)
-        return delta.permute(0, 1, 3, 2, 5, 4).reshape(r, n, self.groups, images * places, outputs)
+        return channels_last(delta, len(self.kernel), self.groups)
 
 
 def _convolution(
@@ -64,7 +59,71 @@ def _convolution(
     kernel = tuple(weight.shape[2:])
     spacing = _tuple(dilation, axes)
     patches = Patches(kernel, _tuple(stride, axes), _pads(padding, kernel, spacing), spacing, groups)
-    return {"weight": Use(Matmul(patches), input), "bias": Use(Shift(patches), None)}
+    return {"weight": Use(Matmul(patches), input), "bias": Use(_per_channel(weight.shape[0], axes), None)}
+
+
+def _per_channel(channels: int, axes: int) -> Shift:
+    return Shift((channels, *(1,) * axes))
+
+
+@dataclasses.dataclass(frozen=True)
+class TransposedPatches:
+    """``x (B?, G·C, *places)``, ``y (B?, G·O, *space)``: every place of the input writes a patch of the output.
+
+    The roles of a convolution are exchanged: positions are places of the *input*, and the outputs of a position are
+    its patch, ``O·prod(kernel)`` in the order of the weight's axes, which are C, O, *kernel.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """``(N, G, T, C)``."""
+        return channels_last(x.unsqueeze(0), len(self.kernel), self.groups)[0]
+
+    def cotangents(self, delta: Tensor) -> Tensor:
+        """``(R, N, G, T, O·prod(kernel))``: the patches of the cotangents.
+
+        With output_padding, the last cotangents belong to no patch.
+        """
+        patches = Patches(
+            self.kernel, self.stride, tuple((pad, pad) for pad in self.padding), self.dilation, self.groups
+        )
+        r, n = delta.shape[:2]
+        return patches.inputs(delta.flatten(0, 1)).unflatten(0, (r, n))
+
+
+def _transposed(
+    axes: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntOrTuple,
+    padding: IntOrTuple,
+    groups: int,
+    dilation: IntOrTuple,
+) -> dict[str, Use]:
+    layout = TransposedPatches(
+        tuple(weight.shape[2:]),
+        _tuple(stride, axes),
+        _tuple(padding, axes),
+        _tuple(dilation, axes),
+        groups,
+    )
+    outputs = weight.shape[1] * groups
+    return {"weight": Use(Matmul(layout, swapped=True), input), "bias": Use(_per_channel(outputs, axes), None)}
+
+
+def channels_last(delta: Tensor, axes: int, groups: int) -> Tensor:
+    """``(R, N, G, T, C)`` from ``(R, N, B?, G·C, *places)``; the places of all images are positions."""
+    r, n = delta.shape[:2]
+    images, places = delta.shape[2 : -axes - 1].numel(), delta.shape[-axes:].numel()
+    channels = delta.shape[-axes - 1] // groups
+    delta = delta.reshape(r, n, images, groups, channels, places)
+    return delta.permute(0, 1, 3, 2, 5, 4).reshape(r, n, groups, images * places, channels)
 
 
 def _tuple(value: IntOrTuple, axes: int) -> tuple[int, ...]:
@@ -123,3 +182,48 @@ def conv3d(
 ) -> dict[str, Use]:
     """Patches along three axes."""
     return _convolution(3, input, weight, stride, padding, dilation, groups)
+
+
+@rule(torch.conv_transpose1d)
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrTuple = 1,
+    padding: IntOrTuple = 0,
+    output_padding: IntOrTuple = 0,
+    groups: int = 1,
+    dilation: IntOrTuple = 1,
+) -> dict[str, Use]:
+    """Patches of the output along one axis."""
+    return _transposed(1, input, weight, bias, stride, padding, groups, dilation)
+
+
+@rule(torch.conv_transpose2d)
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrTuple = 1,
+    padding: IntOrTuple = 0,
+    output_padding: IntOrTuple = 0,
+    groups: int = 1,
+    dilation: IntOrTuple = 1,
+) -> dict[str, Use]:
+    """Patches of the output along two axes."""
+    return _transposed(2, input, weight, bias, stride, padding, groups, dilation)
+
+
+@rule(torch.conv_transpose3d)
+def conv_transpose3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrTuple = 1,
+    padding: IntOrTuple = 0,
+    output_padding: IntOrTuple = 0,
+    groups: int = 1,
+    dilation: IntOrTuple = 1,
+) -> dict[str, Use]:
+    """Patches of the output along three axes."""
+    return _transposed(3, input, weight, bias, stride, padding, groups, dilation)

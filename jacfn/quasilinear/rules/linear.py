@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from jacfn.quasilinear.factors import Matmul, Shift
+from jacfn.quasilinear.rules._contraction import LETTERS, contraction
 from jacfn.quasilinear.rules._registry import Use, rule
 
 
@@ -27,6 +29,23 @@ class Rows:
 @rule(F.linear)
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> dict[str, Use]:
     """``y = x Wᵀ + b``."""
-    if weight.ndim != 2:
-        return {}
-    return {"weight": Use(Matmul(Rows()), input), "bias": Use(Shift(Rows()), None)}
+    batch = LETTERS[: input.ndim - 1]
+    o = "o" if weight.ndim == 2 else ""
+    return {
+        "weight": Use(Matmul(Rows()) if o else contraction("i", batch + "i", batch), input),
+        "input": Use(contraction(batch + "i", o + "i", batch + o), weight),
+        "bias": Use(Shift(() if bias is None else tuple(bias.shape)), None),
+    }
+
+
+@rule(F.bilinear, torch.bilinear)
+def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> dict[str, Use]:
+    """``y_o = x1ᵀ W_o x2 + b_o``: the weight, flattened, meets the outer products of both inputs."""
+
+    def products() -> Tensor:
+        return (input1.unsqueeze(-1) * input2.unsqueeze(-2)).flatten(-2)
+
+    return {
+        "weight": Use(Matmul(Rows()), products),
+        "bias": Use(Shift(() if bias is None else tuple(bias.shape)), None),
+    }

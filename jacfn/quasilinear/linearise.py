@@ -1,0 +1,248 @@
+"""``fn`` at a block of samples, linearised (L2): cotangents of claimed calls, their inputs, and all other uses."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jacfn._binding import Bound
+from jacfn._evaluate import Tracking
+from jacfn._products import Linearisation
+from jacfn._torch import inside_transform
+from jacfn._tree import LeafType
+from jacfn.quasilinear.capture import Capture
+from jacfn.quasilinear.derived import leaves_behind, replay
+from jacfn.quasilinear.factors import Form, joined
+from jacfn.quasilinear.records import Record
+from jacfn.quasilinear.structure import Structure, level_of_samples
+from jacfn.quasilinear.witness import scalar_like, witness
+
+# Measured by benchmarks.dense on two cores: cotangents pulled back at once.
+_CACHE = 2 << 20
+
+
+class StructureChangedError(Exception):
+    """A run of ``fn`` did not do what was learnt about it."""
+
+
+@dataclasses.dataclass
+class LeafRows:
+    """A chunk of the rows of one leaf: the sum over its claimed uses and of the ``rest``."""
+
+    uses: list[tuple[Form, Tensor, Any]]  # (form, laid cotangents, prepared input)
+    rest: list[list[Tensor]]  # terms, each as parts (N, r, *leaf) one behind the other along the rows
+    shape: tuple[int, ...]  # (N, R, *leaf)
+    like: LeafType
+    in_place: bool
+
+    @property
+    def samples(self) -> int:
+        """In this block."""
+        return self.shape[0]
+
+    def write(self, out: Tensor) -> None:
+        """The first term is written, the others are added."""
+        for number, (form, delta, x) in enumerate(self.uses):
+            if number == 0:
+                form.write(delta, x, out)
+            else:
+                out += form.rows(delta, x).reshape(self.shape)
+        for number, parts in enumerate(self.rest, start=len(self.uses)):
+            low = 0
+            for part in parts:
+                place = out.narrow(1, low, part.shape[1])
+                place.copy_(part) if number == 0 else place.add_(part)
+                low += part.shape[1]
+        if not self.uses and not self.rest:
+            out.zero_()
+
+    def dense(self) -> Tensor:
+        """The sum in new memory."""
+        terms = [form.rows(delta, x).reshape(self.shape) for form, delta, x in self.uses]
+        terms += [_join(parts, 1) for parts in self.rest]
+        if not terms:
+            return torch.zeros(self.shape, dtype=self.like.dtype, device=self.like.device)
+        return sum(terms[1:], terms[0])
+
+    def magnitude(self) -> float:
+        """How large the terms are that the elements sum up: rounding errors are relative to it."""
+
+        def size(x: Any) -> Any:
+            return x.abs() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+        terms = [form.rows(delta.abs(), size(x)) for form, delta, x in self.uses]
+        terms += [part.abs() for parts in self.rest for part in parts]
+        return max((term.nan_to_num(0, 0, 0).max().item() for term in terms if term.numel()), default=0.0)
+
+
+class Factors:
+    """``fn`` at a block, linearised by one vjp around all its samples."""
+
+    def __init__(self, block: Bound, structure: Structure, randomness: str, inner: str, tracking: Tracking) -> None:
+        self._block, self._structure = block, structure
+        self._lead = () if block.samples is None else (block.samples,)
+        self._joined = [i for i, is_joined in enumerate(structure.joined) if is_joined]
+        self._seen: set[int] = set()
+        self._randomness = randomness
+        leaves = block.expanded_leaves()
+        primals = [*self._taps(), *(leaves[i] for i in self._joined), scalar_like(block.leaves[0])]
+        self.linear = Linearisation(self._call, primals, inner, tracking)
+        self.value = self.linear.value
+        self.aux: list[Tensor]
+        self.aux, captured = self.linear.aux  # type: ignore[assignment]
+        places = [
+            (i, j)
+            for i, claim in enumerate(structure.claims)
+            for j, (_, form) in enumerate(claim.forms)
+            if form.needs_input
+        ]
+        self._inputs = dict(zip(places, captured[: len(places)], strict=True))
+        self._constants = [x[0] for x in captured[len(places) :]] if self._lead else captured[len(places) :]
+        self._prepared: dict[tuple[int, int], Tensor] = {}
+
+    @property
+    def samples(self) -> int | None:
+        """In the block, None where there is no sample axis."""
+        return self._block.samples
+
+    def _taps(self) -> list[Tensor]:
+        device = self._block.leaves[0].device
+        return [
+            torch.zeros((), dtype=claim.dtype, device=device).expand((*self._lead, *claim.shape))
+            for claim in self._structure.claims
+        ]
+
+    def _call(self, *primals: Tensor) -> tuple[list[Tensor], Any]:
+        """``fn`` with taps and aliases; its aux are fn's aux and the captured tensors."""
+        block, structure = self._block, self._structure
+        claims = len(structure.claims)
+        taps, taking_part, scalar = primals[:claims], iter(primals[claims:-1]), primals[-1]
+        everything = zip(block.expanded_leaves(), structure.joined, strict=True)
+        free = [leaf for leaf, is_joined in everything if not is_joined]
+        watched = iter(witness(free, scalar, self._seen) if free else [])
+        aliases = [next(taking_part) if is_joined else next(watched) for is_joined in structure.joined]
+
+        def run(aliases: list[Tensor], data: list[Tensor], outers: list[Tensor], taps: list[Tensor]) -> Any:
+            record = Record(aliases, list(outers), [not mapped for mapped in block.leaves_mapped])
+            with Capture(record, taps, level=level_of_samples(block)):
+                values, aux = block.call(aliases, data)
+            if not torch.compiler.is_compiling() and not structure.fits(record):
+                raise StructureChangedError
+            record.check_kept()
+            return values, aux, record.captured
+
+        dims = [[0] * len(aliases), [0] * len(block.data), block.leaf_dims, [0] * len(taps)]
+        vmapped = block.vmapped(run, self._randomness, *dims)
+        values, aux, captured = vmapped(aliases, block.data, block.leaves, list(taps))
+        return values, (aux, captured)
+
+    def rows(self, cotangents: Sequence[Tensor | None], keep: bool) -> list[LeafRows]:
+        """The rows of every leaf for stacks ``(R, *out)`` of one sample's cotangents; ``keep`` for the next call."""
+        size = next(len(stack) for stack in cotangents if stack is not None)
+        if self._lead:
+            cotangents = [
+                None if stack is None else stack.unsqueeze(1).expand(size, *self._lead, *stack.shape[1:])
+                for stack in cotangents
+            ]
+        parts = self._pull(cotangents, size)
+        if self._seen:
+            raise StructureChangedError
+        if not self._lead:
+            parts = [[grad.unsqueeze(1) for grad in part] for part in parts]
+        claims = len(self._structure.claims)
+        deltas = [_stack_rows([part[i] for part in parts]) for i in range(claims)]
+        leaves = self._block.leaf_types
+        result = [self._rows_of(i, (size, *kind.shape), kind, deltas, keep) for i, kind in enumerate(leaves)]
+        for j, leaf in enumerate(self._joined):
+            grads = [part[claims + j] for part in parts]
+            if not all(_is_zero(grad) for grad in grads):
+                result[leaf].rest.append([grad.transpose(0, 1) for grad in grads])
+        for leaf, term in self._behind_derived(deltas, size, keep):
+            result[leaf].rest.append([term])
+        return result
+
+    def _pull(self, cotangents: Sequence[Tensor | None], size: int) -> list[list[Tensor]]:
+        """The cotangents of taps and joined leaves, ``(R, N, ...)``, a few rows at a time.
+
+        Backward passes of rows that are vmapped together run through memory together: where their cotangents leave
+        the cache, one row after the other is faster; not so for the large gradients of joined leaves.
+        """
+        step = max(1, _CACHE // max(self._structure.cotangent_bytes * (self._block.samples or 1), 1))
+        step = size if self._joined else step
+        return [
+            self.linear.pull([None if stack is None else stack[low : low + step] for stack in cotangents])[:-1]
+            for low in range(0, size, step)
+        ]
+
+    def _rows_of(
+        self, source: int, shape: tuple[int, ...], kind: LeafType, deltas: list[Tensor], keep: bool
+    ) -> LeafRows:
+        """The claimed uses of a source."""
+        uses = []
+        for i, j in self._structure.forms(source):
+            form = self._structure.claims[i].forms[j][1]
+            uses.append((form, form.lay(deltas[i]), self._input(i, j, form, keep)))
+        in_place = not self.linear.tracked and not inside_transform()
+        return LeafRows(joined(uses), [], (*(self._lead or (1,)), *shape), kind, in_place)
+
+    def _input(self, claim: int, place: int, form: Form, keep: bool) -> Any:
+        """What the form makes of its captured input: once, if more rows are to come."""
+        key = (claim, place)
+        if key not in self._inputs:
+            return None
+        if key not in self._prepared:
+            x = self._inputs[key]
+            prepared = form.prepare(x if self._lead else x.unsqueeze(0))
+            if not keep:
+                return prepared
+            self._prepared[key] = prepared
+        return self._prepared[key]
+
+    def _behind_derived(self, deltas: list[Tensor], size: int, keep: bool) -> list[tuple[int, Tensor]]:
+        """What derived values add to the leaves behind them, ``(N, R, *leaf)`` each."""
+        structure, block = self._structure, self._block
+        derived = structure.derived
+        if not derived or self._lead == (0,):
+            return []
+        kind = block.leaf_types[0]
+        stacks = [self._rows_of(s, (size, *shape), kind, deltas, keep).dense() for s, shape in derived.items()]
+        behind = sorted(leaves_behind(structure.derivations, set(derived), len(block.leaves)))
+
+        def pulled(values: list[Tensor], stacks: list[Tensor]) -> list[Tensor]:
+            def derive(*values: Tensor) -> list[Tensor]:
+                leaves = list(block.leaves)
+                for leaf, value in zip(behind, values, strict=True):
+                    leaves[leaf] = value
+                sources = replay(structure.derivations, leaves, self._constants)
+                return [sources[source] for source in derived]
+
+            _, vjp = torch.func.vjp(derive, *values)  # type: ignore[misc]
+            return list(torch.func.vmap(vjp)(stacks))
+
+        values = [block.leaves[leaf] for leaf in behind]
+        with contextlib.nullcontext() if self.linear.tracked else torch.no_grad():
+            if not self._lead:
+                terms = [term.unsqueeze(0) for term in pulled(values, [stack[0] for stack in stacks])]
+            else:
+                dims = [block.leaf_dims[leaf] for leaf in behind]
+                terms = torch.func.vmap(pulled, (dims, 0))(values, stacks)
+        return list(zip(behind, terms, strict=True))
+
+
+def _stack_rows(parts: list[Tensor]) -> Tensor:
+    """``(R, N, ...)`` from ``(r, N, ...)``, with samples first in memory, as the products want it."""
+    return _join([part.transpose(0, 1) for part in parts], 1).transpose(0, 1)
+
+
+def _join(parts: list[Tensor], axis: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
+
+
+def _is_zero(grads: Tensor) -> bool:
+    """Whether gradients ``(R, ...)`` are the same for all of several rows: being linear in the row, they are zero."""
+    return grads.shape[0] > 1 and grads.stride(0) == 0

@@ -1,0 +1,100 @@
+"""Parameters that scale or shift data element by element, with broadcasting (L2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jacfn.quasilinear.factors import Scale, Shift
+from jacfn.quasilinear.rules._registry import Use, expansion, rule
+
+
+def _shift(parameter: Any, factor: float = 1) -> Use:
+    shape = tuple(parameter.shape) if isinstance(parameter, Tensor) else ()
+    if factor == 1:
+        return Use(Shift(shape), None)
+    return Use(Scale(shape), lambda: parameter.new_full((), factor))
+
+
+def _scale(parameter: Any, by: Any) -> Use:
+    shape = tuple(parameter.shape) if isinstance(parameter, Tensor) else ()
+    return Use(Scale(shape), by if isinstance(by, Tensor) or callable(by) else lambda: parameter.new_full((), by))
+
+
+@rule(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
+def add(input: Any, other: Any, alpha: float = 1) -> dict[str, Use]:
+    """``x + b``."""
+    return {"input": _shift(input), "other": _shift(other, alpha)}
+
+
+@rule(torch.sub, Tensor.sub, Tensor.__sub__, torch.subtract, Tensor.subtract)
+def sub(input: Any, other: Any, alpha: float = 1) -> dict[str, Use]:
+    """``x - b``."""
+    return {"input": _shift(input), "other": _shift(other, -alpha)}
+
+
+@rule(torch.rsub, Tensor.__rsub__)
+def rsub(input: Any, other: Any, alpha: float = 1) -> dict[str, Use]:
+    """``b - x``."""
+    return {"input": _shift(input, -alpha), "other": _shift(other)}
+
+
+@rule(torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply, Tensor.multiply)
+def mul(input: Any, other: Any) -> dict[str, Use]:
+    """``x W``."""
+    return {"input": _scale(input, other), "other": _scale(other, input)}
+
+
+@rule(torch.div, Tensor.div, Tensor.__truediv__, torch.true_divide, Tensor.true_divide)
+def div(input: Any, other: Any, rounding_mode: str | None = None) -> dict[str, Use]:
+    """``W / x``."""
+    return {} if rounding_mode else {"input": _scale(input, lambda: torch.as_tensor(other).reciprocal())}
+
+
+@rule(Tensor.__rtruediv__, Tensor.__rdiv__)
+def rdiv(self: Any, other: Any) -> dict[str, Use]:
+    """``W / x``, called on x."""
+    return {"other": _scale(other, lambda: self.reciprocal())}
+
+
+@rule(torch.addcmul, Tensor.addcmul)
+def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, value: float = 1) -> dict[str, Use]:
+    """``b + value x W``."""
+    return {
+        "input": _shift(input),
+        "tensor1": _scale(tensor1, lambda: value * tensor2),
+        "tensor2": _scale(tensor2, lambda: value * tensor1),
+    }
+
+
+@rule(torch.where)
+def where(condition: Tensor, input: Any, other: Any) -> dict[str, Use]:
+    """A parameter where the condition holds, or where it does not."""
+    return {"input": _scale(input, condition), "other": _scale(other, lambda: ~condition)}
+
+
+@rule(Tensor.expand_as)
+def expand_as(self: Tensor, other: Tensor) -> dict[str, Use]:
+    """A parameter repeated to the shape of data."""
+    return {"self": _shift(self)}
+
+
+@rule(torch.positive, Tensor.positive, Tensor.__pos__)
+def positive(input: Tensor) -> dict[str, Use]:
+    """``+W``: the parameter itself becomes data; expansions of operations that only move numbers use it."""
+    return {"input": _shift(input)}
+
+
+@expansion(torch.cat, torch.concat, torch.concatenate)
+def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """A parameter beside data (a class token)."""
+    return torch.cat([torch.positive(x) for x in tensors], dim)
+
+
+@expansion(torch.stack)
+def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """A parameter beside data, along a new axis."""
+    return torch.stack([torch.positive(x) for x in tensors], dim)

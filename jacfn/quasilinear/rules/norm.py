@@ -1,0 +1,102 @@
+"""The affine part of normalisations (L2): a weight that scales what was normalised, and a bias."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from jacfn.quasilinear.factors import Scale, Shift
+from jacfn.quasilinear.rules._registry import Use, rule
+
+
+def _affine(shape: tuple[int, ...], normalised: Callable[[], Tensor]) -> dict[str, Use]:
+    return {"weight": Use(Scale(shape), normalised), "bias": Use(Shift(shape), None)}
+
+
+def _per_channel(input: Tensor) -> tuple[int, ...]:
+    return (input.shape[1], *(1,) * (input.ndim - 2))
+
+
+@rule(F.layer_norm)
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> dict[str, Use]:
+    """Over the last axes, a weight for each of their elements."""
+    return _affine(tuple(normalized_shape), lambda: F.layer_norm(input, normalized_shape, None, None, eps))
+
+
+@rule(torch.layer_norm)
+def raw_layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> dict[str, Use]:
+    """The same."""
+    return layer_norm(input, normalized_shape, weight, bias, eps)
+
+
+@rule(F.rms_norm, torch.rms_norm)
+def rms_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> dict[str, Use]:
+    """Over the last axes, by the root of the mean square."""
+    return _affine(tuple(normalized_shape), lambda: F.rms_norm(input, normalized_shape, None, eps))
+
+
+@rule(F.group_norm)
+def group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> dict[str, Use]:
+    """Over groups of channels, a weight for each channel."""
+    return _affine(_per_channel(input), lambda: F.group_norm(input, num_groups, None, None, eps))
+
+
+@rule(F.instance_norm)
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> dict[str, Use]:
+    """Over the places of each channel."""
+    if running_mean is not None and use_input_stats:
+        return {}  # changes its running statistics
+    return _affine(
+        _per_channel(input),
+        lambda: F.instance_norm(input, running_mean, running_var, None, None, use_input_stats, momentum, eps),
+    )
+
+
+@rule(F.batch_norm)
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+) -> dict[str, Use]:
+    """By running statistics (a layer in eval mode), or by those of a batch that is one sample of fn."""
+    if training and running_mean is not None:
+        return {}  # changes its running statistics
+    momentum = 0.0 if momentum is None else momentum
+    return _affine(
+        _per_channel(input),
+        lambda: F.batch_norm(input, running_mean, running_var, None, None, training, momentum, eps),
+    )
