@@ -12,6 +12,9 @@ from torch.nn.parameter import is_lazy
 from jacfn import _tree
 from jacfn._errors import JacfnTypeError, JacfnValueError
 
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
 
 def make_functional(module: nn.Module, *, batched: bool = False) -> tuple[Callable[..., Any], dict[str, Tensor]]:
     """A module as a pure function ``fn(params, *inputs, **kwargs)``, and its parameters.
@@ -28,8 +31,11 @@ def make_functional(module: nn.Module, *, batched: bool = False) -> tuple[Callab
         ``in_dims=(None, 0)`` to a transform of ``fn`` for the Jacobian of every sample of a batch.
 
     Raises:
-        JacfnTypeError: ``module`` is no ``nn.Module``.
-        JacfnValueError: a lazy module has no shapes yet; at a call, an output carries no batch axis of length 1.
+        JacfnTypeError: ``module`` is no ``nn.Module``, or a scripted one.
+        JacfnValueError: a lazy module has no shapes yet; at a call, an output carries no batch axis of length 1, or a
+            normalisation of the module is no function of its inputs: a batch norm of one sample that would use the
+            statistics of its batch (``module.eval()`` makes it use the running ones), and one that would change its
+            running statistics.
 
     Cost: none beyond the module's own.
 
@@ -45,14 +51,23 @@ def make_functional(module: nn.Module, *, batched: bool = False) -> tuple[Callab
     """
     if not isinstance(module, nn.Module):
         raise JacfnTypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise JacfnTypeError(
+            "module: a scripted or traced module cannot be called with other parameters than its own; pass the module "
+            "that it was made from"
+        )
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if is_lazy(tensor):
             raise JacfnValueError(
                 f"module: the lazy tensor {name!r} has no shape yet; call the module once on an input first"
             )
     params = {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
+    kinds = _BATCH_NORMS + _INSTANCE_NORMS
+    norms = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, kinds)]
 
     def batch_function(params: dict[str, Tensor], *inputs: Any, **kwargs: Any) -> Any:
+        for name, norm in norms:  # at each call: module.train() and module.eval() show
+            _check_norm(name, norm, batched)
         return torch.func.functional_call(module, params, inputs, kwargs)
 
     def sample_function(params: dict[str, Tensor], *inputs: Any, **kwargs: Any) -> Any:
@@ -60,6 +75,27 @@ def make_functional(module: nn.Module, *, batched: bool = False) -> tuple[Callab
         return _map_tensors(_drop_batch, batch_function(params, *inputs, **kwargs))
 
     return (batch_function if batched else sample_function), params
+
+
+def _check_norm(name: str, norm: nn.Module, batched: bool) -> None:
+    """Refuse statistics that mix samples where there is one sample, and running statistics that change at a call."""
+    running = norm.running_mean is not None
+    changes = norm.training and norm.track_running_stats and running
+    if not batched and (norm.training or not running) and isinstance(norm, _BATCH_NORMS):
+        trouble = "normalises by the statistics of its batch, which mixes samples: there is no function of one sample"
+    elif changes:
+        trouble = "changes its running statistics at every call: the module is no pure function"
+    else:
+        return
+    layer = f"the layer {name!r}" if name else "the module itself"
+    mode = "training" if norm.training else "eval"
+    remedy = (
+        "call module.eval() first, or use a GroupNorm in its place"
+        if changes
+        else "give it running statistics (track_running_stats=True) and call module.eval(), use a GroupNorm in its "
+        "place, or take the batch as a whole by make_functional(module, batched=True)"
+    )
+    raise JacfnValueError(f"module: {layer}, {type(norm).__name__} in {mode} mode, {trouble}; {remedy}")
 
 
 def _map_tensors(change: Callable[[Tensor], Tensor], tree: Any) -> Any:

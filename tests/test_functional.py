@@ -223,11 +223,77 @@ def test_what_is_no_module(module: Any) -> None:
         make_functional(module)
 
 
-def test_batch_norm_in_training_mode_is_not_silent() -> None:
-    """It changes its buffers and mixes samples: no function of one sample."""
-    fn, params = make_functional(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))
-    with pytest.raises((RuntimeError, ValueError)):
-        jac_rev(fn, in_dims=(None, 0))(params, torch.randn(4, 2))
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("make", [torch.jit.script, lambda module: torch.jit.trace(module, torch.ones(1, 2))])
+def test_scripted_modules(make: Any) -> None:
+    with pytest.raises(jacfn.JacfnTypeError, match="scripted or traced .* pass the module that it was made"):
+        make_functional(make(mlp(2, 2)))
+
+
+BATCH_NORM = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Tanh(), nn.BatchNorm1d(3)))
+TRAINING_NORMS: dict[str, tuple[nn.Module, str]] = {  # what a single sample must not meet, and the name in the message
+    "nested": (BATCH_NORM, r"the layer '1\.1', BatchNorm1d in training mode, .* mixes samples"),
+    "alone": (nn.BatchNorm2d(3), r"the module itself, BatchNorm2d in training mode, .* mixes samples"),
+    "3d": (nn.Sequential(nn.BatchNorm3d(3)), r"the layer '0', BatchNorm3d in training mode, .* mixes samples"),
+    "synchronised": (
+        nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(nn.BatchNorm1d(3))),
+        r"the layer '0', SyncBatchNorm in training mode, .* mixes samples",
+    ),
+    "instance norm": (
+        nn.Sequential(nn.InstanceNorm1d(3, affine=True, track_running_stats=True)),
+        r"the layer '0', InstanceNorm1d in training mode, changes its running statistics",
+    ),
+}
+
+
+@pytest.mark.parametrize(("module", "message"), TRAINING_NORMS.values(), ids=TRAINING_NORMS.keys())
+@pytest.mark.parametrize("call", ["fn", "jac_rev", "jac_fwd", "jac_quasilinear"])
+def test_training_mode_is_refused(module: nn.Module, message: str, call: str) -> None:
+    fn, params = make_functional(module)
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    x = torch.randn(4, 2)
+    with pytest.raises(jacfn.JacfnValueError, match=rf"{message}.*call module\.eval\(\) first, or use a GroupNorm"):
+        fn(params, x[0]) if call == "fn" else getattr(jacfn, call)(fn, in_dims=(None, 0))(params, x)
+    assert_same(dict(module.named_buffers()), before)
+
+
+def test_train_and_eval_count_at_the_call() -> None:
+    module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    fn, params = make_functional(module)
+    with pytest.raises(jacfn.JacfnValueError, match="training mode"):
+        fn(params, torch.ones(2))
+    module.eval()
+    torch.testing.assert_close(fn(params, torch.ones(2)), module(torch.ones(1, 2))[0])
+    module[1].train()  # the layer's own mode, not that of the whole
+    with pytest.raises(jacfn.JacfnValueError, match="the layer '1'"):
+        fn(params, torch.ones(2))
+
+
+@pytest.mark.parametrize("mode", ["training", "eval"])
+def test_without_running_statistics_only_batches_have_a_function(mode: str) -> None:
+    module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, track_running_stats=False)).train(mode == "training")
+    x = torch.randn(4, 2)
+    fn, params = make_functional(module)
+    with pytest.raises(jacfn.JacfnValueError, match=rf"'1', BatchNorm1d in {mode} mode, .*batched=True"):
+        jac_rev(fn, in_dims=(None, 0))(params, x)
+    fn, params = make_functional(module, batched=True)
+    assert_same(jac_rev(fn)(params, x), reference(fn, params, x), **CLOSE)
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, lambda width: nn.InstanceNorm1d(width, track_running_stats=True)])
+def test_batches_must_not_change_running_statistics(kind: Any) -> None:
+    fn, params = make_functional(nn.Sequential(nn.Linear(5, 5), kind(3)), batched=True)
+    with pytest.raises(jacfn.JacfnValueError, match=r"'1', .* in training mode, changes its running statistics"):
+        jac_rev(fn)(params, torch.randn(4, 3, 5))
+
+
+def test_norms_of_single_samples_train() -> None:
+    """Those whose statistics are of one sample are functions of it in either mode."""
+    layers = [nn.Conv1d(2, 4, 1), nn.GroupNorm(2, 4), nn.InstanceNorm1d(4), nn.LayerNorm(5)]
+    fn, params = make_functional(nn.Sequential(*layers))
+    x = torch.randn(3, 2, 5)
+    got = jac_rev(fn, in_dims=(None, 0))(params, x)
+    assert_same(got, per_sample(fn, params, x, argnums=0, mapped=(False, True)), **CLOSE)
 
 
 def test_results_of_the_module_may_be_trained_through() -> None:
