@@ -1,1 +1,1 @@
-"""Benchmarks of jacfn: ``python -m benchmarks.dense`` and ``python -m benchmarks.memory``."""
+"""Benchmarks of jacfn: ``python -m benchmarks.dense``, ``benchmarks.quasilinear`` and ``benchmarks.memory``."""

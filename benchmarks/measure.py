@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from . import timing
-from .methods import BASELINE, METHODS, Jacobian, Method, some_columns
+from .methods import BASELINE, METHODS, Jacobian, Method, Run, named, some_columns
 from .works import Work, flat
 
 #: A result further than this from the reference, relative to a leaf's largest entry, stops the benchmark.
@@ -62,26 +64,51 @@ def difference(jac: Jacobian, reference: Jacobian) -> float:
 def check(measured: Measured, name: str, jac: Jacobian, reference: Jacobian) -> None:
     """Record and print how far a result is from the reference; stop if it is wrong."""
     error = difference(jac, reference)
-    measured.differences[name] = error
     print(f"  {name:32} max relative difference {error:.1e}", flush=True)
     if not error < TOLERANCE:  # also if it is NaN
         raise AssertionError(f"{name} on {measured.work.name}: wrong by {error:.1e}")
+    measured.differences[name] = error
 
 
-def measure(work: Work, seconds: float, patience: float) -> Measured:
-    """Check every method on one work, then time it."""
+def measure(
+    work: Work,
+    seconds: float,
+    patience: float,
+    methods: Sequence[Method] = METHODS,
+    *,
+    columns: bool = False,
+    tolerant: bool = False,
+) -> Measured:
+    """Check every method on one work, then time it.
+
+    Args:
+        work: The work.
+        seconds: Least time for each median.
+        patience: Seconds that a loop may take before only its first rows are timed.
+        methods: What to run; the baseline is among them.
+        columns: Time a few chosen columns too.
+        tolerant: A method that raises or is wrong gets a note, where otherwise it stops the benchmark.
+    """
     print(f"\n{work.about}, N={len(work.x)}: J is {work.rows} x {work.columns}", flush=True)
     measured = Measured(work, timing.fill(work.floor_bytes, seconds / 4))
-    reference = next(method for method in METHODS if method.name == BASELINE).make(work)()
+    reference = named(BASELINE)[0].make(work)()
     runs: dict[str, timing.Run] = {}
-    for method in METHODS:
+    for method in methods:
         if reason := method.skip(work):
             measured.notes[method.name] = "skipped: " + reason
-        elif method.first_rows is not None:
-            _time_loop(measured, method, reference, patience)
-        elif _check_quick(measured, method, reference):
-            runs[method.name] = method.make(work)
-    if work.name == "lm":
+            continue
+        try:
+            if method.first_rows is not None:
+                _time_loop(measured, method, reference, patience)
+            elif (run := _check_quick(measured, method, reference)) is not None:
+                runs[method.name] = run
+        except Exception as error:
+            if not tolerant:
+                raise
+            measured.notes[method.name] = f"{method.name} fails: {_one_line(error)}"
+            print(f"  {measured.notes[method.name]}", flush=True)
+        gc.collect()  # a failure leaves its frames behind, and with them what they held
+    if columns:
         runs["columns"] = _checked_columns(measured, reference)
     del reference
     measured.seconds |= timing.both_orders(runs, seconds)
@@ -89,30 +116,41 @@ def measure(work: Work, seconds: float, patience: float) -> Measured:
     return measured
 
 
-def _check_quick(measured: Measured, method: Method, reference: Jacobian) -> bool:
-    """Check a method; whether it is quick enough to be timed. If not, this call is its time."""
-    jac, seconds = timing.once(method.make(measured.work))
+def _one_line(error: Exception, width: int = 110) -> str:
+    """The kind of an error and the first line of what it says."""
+    text = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _check_quick(measured: Measured, method: Method, reference: Jacobian) -> Run | None:
+    """Check a method; what is to be timed if it is quick enough. If not, this call is its time."""
+    run = method.make(measured.work)
+    if method.compiled:
+        _, seconds = timing.once(run)
+        print(f"  {method.name:32} first call {seconds:.1f} s", flush=True)
+    jac, seconds = timing.once(run)
     check(measured, method.name, jac, reference)
-    if seconds < SLOW or method.name == BASELINE:  # all ratios rest on the baseline
-        return True
+    if seconds < SLOW or method.ours or method.name == BASELINE:  # all ratios rest on these
+        return run
     measured.seconds[method.name] = (seconds, seconds)
     measured.notes[method.name] = "1 run"
-    return False
+    return None
 
 
 def _time_loop(measured: Measured, method: Method, reference: Jacobian, patience: float) -> None:
     """Time a loop once: whole if that takes less than ``patience`` seconds, else its first rows, scaled."""
     work = measured.work
     assert method.first_rows is not None
+    some = min(SOME_ROWS, work.rows)
     method.first_rows(work, work.outputs)()  # sets libraries up
-    jac, seconds = timing.once(method.first_rows(work, SOME_ROWS))
-    seconds *= work.rows / SOME_ROWS
-    note = f"1 run of {SOME_ROWS} rows, scaled to all"
-    if seconds < patience:
+    jac, seconds = timing.once(method.first_rows(work, some))
+    seconds *= work.rows / some
+    note = f"1 run of {some} rows, scaled to all"
+    if seconds < patience or some == work.rows:
         jac, seconds = timing.once(method.make(work))
         note = "1 run"
     else:
-        reference = _first_rows(reference, work, SOME_ROWS)
+        reference = _first_rows(reference, work, some)
     check(measured, method.name, jac, reference)
     measured.seconds[method.name] = (seconds, seconds)
     measured.notes[method.name] = note

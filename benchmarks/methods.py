@@ -19,6 +19,7 @@ from .works import Params, Work
 
 Jacobian = dict[str, Tensor]
 Run = Callable[[], Jacobian]
+Transformed = Callable[[Params, Tensor], Jacobian]
 
 #: A method that would need one tensor larger than this is skipped.
 LARGEST_TENSOR = 1 << 30
@@ -36,6 +37,7 @@ class Method:
         first_rows: For loops over rows: from a work and a number of rows to a call that computes only those.
         skip: From a work to the reason not to run there, or an empty string.
         ours: Whether this is jacfn.
+        compiled: Whether the first call compiles, and is left out of the time.
     """
 
     name: str
@@ -43,13 +45,30 @@ class Method:
     first_rows: Callable[[Work, int], Run] | None = None
     skip: Callable[[Work], str] = lambda work: ""
     ours: bool = False
+    compiled: bool = False
+
+
+def _eager(transform: Callable[[Work], Transformed]) -> Callable[[Work], Run]:
+    def make(work: Work) -> Run:
+        jacobian = transform(work)
+        return lambda: jacobian(work.params, work.x)
+
+    return make
+
+
+def _compiled(transform: Callable[[Work], Transformed]) -> Callable[[Work], Run]:
+    def make(work: Work) -> Run:
+        jacobian = torch.compile(transform(work), fullgraph=True, dynamic=False)
+        return lambda: jacobian(work.params, work.x)
+
+    return make
 
 
 # --- torch.func -----------------------------------------------------------------------------------
 
 
-def _vmap_jacrev(work: Work) -> Run:
-    return lambda: vmap(jacrev(work.fn), work.in_dims)(work.params, work.x)
+def _vmap_jacrev(work: Work) -> Transformed:
+    return vmap(jacrev(work.fn), work.in_dims)
 
 
 def _vmap_jacfwd(work: Work) -> Run:
@@ -89,8 +108,7 @@ def _leaves(params: Params) -> Params:
 
 
 def _gather(rows: list[tuple[Tensor, ...]], work: Work) -> Jacobian:
-    whole = len(rows) == work.rows
-    lead = (len(work.x), *work.batch_fn(work.params, work.x[:1]).shape[1:]) if whole else (len(rows),)
+    lead = (len(work.x), *work.out_shape) if len(rows) == work.rows else (len(rows),)
     leaves = (torch.stack(leaf).unflatten(0, lead) for leaf in zip(*rows, strict=True))
     return dict(zip(work.params, leaves, strict=True))
 
@@ -142,12 +160,11 @@ def _loop_by_sample(work: Work, rows: int | None = None) -> Run:
 # --- jacfn ----------------------------------------------------------------------------------------
 
 
-def _ours(transform: Callable[..., Callable[..., Jacobian]]) -> Callable[[Work], Run]:
-    def make(work: Work) -> Run:
-        jacobian = transform(work.fn, in_dims=work.in_dims)
-        return lambda: jacobian(work.params, work.x)
+def _ours(transform: Callable[..., Transformed]) -> Callable[[Work], Transformed]:
+    return lambda work: transform(work.fn, in_dims=work.in_dims)
 
-    return make
+
+_quasilinear = _ours(jacfn.jac_quasilinear)
 
 
 def some_columns(work: Work, columns: Tensor) -> Callable[[], Tensor]:
@@ -189,12 +206,13 @@ def _all_columns(work: Work) -> str:
 
 
 BASELINE = "vmap(jacrev)"
+OURS = "jacfn.jac_quasilinear"
 
 METHODS = (
-    Method("jacfn.jac_quasilinear", _ours(jacfn.jac_quasilinear), ours=True),
-    Method("jacfn.jac_rev", _ours(jacfn.jac_rev), ours=True),
-    Method("jacfn.jac_fwd", _ours(jacfn.jac_fwd), skip=_all_columns, ours=True),
-    Method(BASELINE, _vmap_jacrev),
+    Method(OURS, _eager(_quasilinear), ours=True),
+    Method("jacfn.jac_rev", _eager(_ours(jacfn.jac_rev)), ours=True),
+    Method("jacfn.jac_fwd", _eager(_ours(jacfn.jac_fwd)), skip=_all_columns, ours=True),
+    Method(BASELINE, _eager(_vmap_jacrev)),
     Method("vmap(jacfwd)", _vmap_jacfwd, skip=_all_columns),
     Method("jacrev of the batch", _jacrev, skip=_all_rows),
     Method("jacfwd of the batch", _jacfwd, skip=_all_columns),
@@ -204,3 +222,17 @@ METHODS = (
     Method("naive loop, indexed", _loop_by_index, first_rows=_loop_by_index),
     Method("naive loop by sample", _loop_by_sample, first_rows=_loop_by_sample),
 )
+
+#: The two that are compared when both are compiled.
+OURS_COMPILED = f"{OURS}, compiled"
+BASELINE_COMPILED = f"{BASELINE}, compiled"
+
+COMPILED = (
+    Method(OURS_COMPILED, _compiled(_quasilinear), ours=True, compiled=True),
+    Method(BASELINE_COMPILED, _compiled(_vmap_jacrev), compiled=True),
+)
+
+
+def named(*names: str) -> tuple[Method, ...]:
+    """Those of METHODS that have these names."""
+    return tuple(method for name in names for method in METHODS if method.name == name)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from . import tables
 from .measure import SOME_COLUMNS, Measured
-from .methods import BASELINE, METHODS
+from .methods import BASELINE, METHODS, Method
 
 HOW = f"""\
 ratio: time of {BASELINE} / time of the method, above 1 is faster. Each time is the smaller of two medians:
@@ -19,7 +20,18 @@ already in memory (warm) or new (cold). Attention runs on PyTorch's MATH backend
 # --- the table ------------------------------------------------------------------------------------
 
 
-def table(results: Sequence[Measured]) -> str:
+Ratio = Callable[[Measured, str], float]
+#: What no method can be faster than: its name, and the seconds.
+Floor = tuple[str, Callable[[Measured], float]]
+FLOORS: tuple[Floor, ...] = (("warm fill", lambda m: m.floor[0]), ("cold fill", lambda m: m.floor[1]))
+
+
+def table(
+    results: Sequence[Measured],
+    methods: Sequence[Method] = METHODS,
+    ratio: Ratio = Measured.ratio,
+    floors: Sequence[Floor] = FLOORS,
+) -> str:
     """Ratios, milliseconds, floors and both medians as one table, with its notes beneath."""
     numbers: dict[str, int] = {}
 
@@ -31,15 +43,15 @@ def table(results: Sequence[Measured]) -> str:
     def block(title: str, show: Callable[[Measured, str], str]) -> Iterator[list[str]]:
         yield []
         yield [title, *("" for _ in results)]
-        for method in METHODS:
+        for method in methods:
             yield ["  " + method.name, *(cell(m, method.name, show) for m in results)]
 
     rows = [
-        *block("ratio", lambda m, method: tables.significant(m.ratio(method))),
+        *block("ratio", lambda m, method: tables.significant(ratio(m, method))),
         *block("milliseconds", lambda m, method: tables.milliseconds(m.best(method))),
         *(
-            [f"  floor, {kind} fill", *(tables.milliseconds(m.floor[i]) + "    " for m in results)]
-            for i, kind in enumerate(("warm", "cold"))
+            [f"  floor, {name}", *(tables.milliseconds(seconds(m)) + "    " for m in results)]
+            for name, seconds in floors
         ),
         *block("both medians", _both),
         [],
@@ -74,55 +86,65 @@ def _targets(m: Measured) -> Iterator[list[str]]:
     name = m.work.name
     if name in LEAST_RATIO:
         text = f"{name}: jac_quasilinear as fast as {BASELINE}"
-        yield _target(text, LEAST_RATIO[name], m.ratio("jacfn.jac_quasilinear"))
+        yield target(text, LEAST_RATIO[name], m.ratio("jacfn.jac_quasilinear"))
     if m.columns is not None:
         # The faster of PyTorch's two forward modes, so that the target is not met by a slow opponent.
         whole = min(m.best(method) for method in ("vmap(jacfwd)", "jacfwd of the batch"))
         text = f"{name}: all {m.work.columns} columns by torch's jacfwd / {SOME_COLUMNS} by jac_fwd"
-        yield _target(text, LEAST_COLUMNS, whole / min(m.columns))
+        yield target(text, LEAST_COLUMNS, whole / min(m.columns))
     if name == "conv3d":
         ours = min((method.name for method in METHODS if method.ours), key=m.best)
-        yield _target(f"{name}: naive loop / {ours}", LEAST_LOOP, m.best("naive loop") / m.best(ours))
+        yield target(f"{name}: naive loop / {ours}", LEAST_LOOP, m.best("naive loop") / m.best(ours))
 
 
-def _target(text: str, wanted: float, measured: float) -> list[str]:
+def target(text: str, wanted: float, measured: float) -> list[str]:
+    """A row of the table of targets; what could not be measured is not a number, and missed."""
     verdict = "met" if measured >= wanted else "missed"
-    return [text, f"{wanted:g}x", tables.significant(measured) + "x", verdict]
+    return [text, f"{wanted:g}x", "-" if math.isnan(measured) else f"{tables.significant(measured)}x", verdict]
 
 
 # --- the plot -------------------------------------------------------------------------------------
 
 
-def plot(results: Sequence[Measured], path: Path) -> None:
-    """Bars of the ratios, one group for each work."""
+def plot(
+    results: Sequence[Measured],
+    path: Path,
+    methods: Sequence[Method] = METHODS,
+    ratio: Ratio = Measured.ratio,
+    label: str = f"times as fast as {BASELINE}",
+    unit: str = BASELINE,
+) -> None:
+    """Bars of the ratios, one group for each work; ``unit`` is the method whose ratio is 1."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(2.2 * len(results) + 4, 4.5), layout="constrained")
-    shown = [method for method in METHODS if method.name != BASELINE]
+    shown = [method for method in methods if method.name != unit]
     width = 0.85 / len(shown)
     for i, method in enumerate(shown):
-        colour = plt.get_cmap("Blues")(0.9 - 0.2 * i) if method.ours else plt.get_cmap("Greys")(1 - 0.08 * i)
-        bars = [(k, m.ratio(method.name)) for k, m in enumerate(results) if method.name in m.seconds]
+        colour = (
+            plt.get_cmap("Blues")(0.9 - 0.2 * i) if method.ours else plt.get_cmap("Greys")(0.95 - 0.75 * i / len(shown))
+        )
+        bars = [(k, ratio(m, method.name)) for k, m in enumerate(results) if method.name in m.seconds]
         container = axes.bar(
             [k + (i - (len(shown) - 1) / 2) * width for k, _ in bars],
-            [ratio - 1 for _, ratio in bars],
+            [height - 1 for _, height in bars],
             width,
             bottom=1,
             color=colour,
             label=method.name,
         )
         if method.ours:
-            labels = [tables.significant(ratio) for _, ratio in bars]
+            labels = [tables.significant(height) for _, height in bars]
             axes.bar_label(container, labels, padding=3, fontsize="x-small", rotation=90)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.margins(x=0.02, y=0.12)
     axes.set_yscale("log")
     names = [f"{m.work.name}\n{m.work.rows} x {m.work.columns}" for m in results]
     axes.set_xticks(range(len(results)), names)
-    axes.set_ylabel(f"times as fast as {BASELINE}")
+    axes.set_ylabel(label)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,8 @@ def milliseconds(seconds: float) -> str:
 
 def significant(value: float) -> str:
     """Three significant digits, never in exponent form."""
+    if math.isnan(value):
+        return "-"
     if value == 0:
         return "0"
     digits = max(0, 2 - int(torch.tensor(abs(value)).log10().floor()))

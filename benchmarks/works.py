@@ -5,6 +5,7 @@ Each work is the Jacobian of a network's outputs, for a batch of samples, with r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from jacfn import make_functional
 
@@ -29,7 +31,8 @@ class Work:
         batch_fn: ``batch_fn(params, batch)``, the same network on the batch at once.
         params: The weights by name.
         x: The batch, samples on axis 0.
-        outputs: The number of outputs for one sample.
+        out_shape: The shape of the output for one sample.
+        net: The network as a module, which takes the batch.
     """
 
     name: str
@@ -38,10 +41,16 @@ class Work:
     batch_fn: Callable[[Params, Tensor], Tensor]
     params: Params
     x: Tensor
-    outputs: int
+    out_shape: tuple[int, ...]
+    net: nn.Module
 
     #: ``fn`` shares the weights between samples and takes one sample at a time.
     in_dims = (None, 0)
+
+    @property
+    def outputs(self) -> int:
+        """The number of outputs for one sample."""
+        return math.prod(self.out_shape)
 
     @property
     def rows(self) -> int:
@@ -79,6 +88,40 @@ class TokenTransformer(nn.Module):
         return logits
 
 
+class Residual(nn.Module):
+    """Two 3x3 convolutions with batch norm around a skip connection, itself a 1x1 convolution where sizes change."""
+
+    def __init__(self, fan_in: int, fan_out: int) -> None:
+        super().__init__()
+        stride = 1 if fan_in == fan_out else 2
+        self.body = nn.Sequential(
+            nn.Conv2d(fan_in, fan_out, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(fan_out),
+            nn.ReLU(),
+            nn.Conv2d(fan_out, fan_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(fan_out),
+        )
+        self.skip = nn.Identity() if stride == 1 else nn.Conv2d(fan_in, fan_out, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``(N, fan_in, H, W)`` to ``(N, fan_out, H / stride, W / stride)``."""
+        return F.relu(self.body(x) + self.skip(x))
+
+
+def resnet(*channels: int) -> nn.Sequential:
+    """A stem, a residual block for each number of channels, average, linear head; evaluation mode."""
+    stem = nn.Conv2d(3, channels[0], 3, padding=1, bias=False), nn.BatchNorm2d(channels[0]), nn.ReLU()
+    blocks = [Residual(*pair) for pair in pairwise((channels[0], *channels))]
+    net = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], 10))
+    for norm in net.modules():
+        if isinstance(norm, nn.BatchNorm2d):  # as if trained: new statistics and weights would make it the identity
+            for values in (norm.running_var, norm.weight.data):
+                values.uniform_(0.5, 1.5)
+            for values in (norm.running_mean, norm.bias.data):
+                values.normal_(std=0.1)
+    return net.eval()
+
+
 def mlp_net(*widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     """A multi-layer perceptron with the activation between its linear layers."""
     layers: list[nn.Module] = []
@@ -111,11 +154,20 @@ def make_work(name: str, about: str, net: nn.Module, x: Tensor) -> Work:
     """The work of a network on a batch."""
     fn, params = make_functional(net)
     batch_fn, _ = make_functional(net, batched=True)
-    return Work(name, about, fn, batch_fn, params, x, batch_fn(params, x)[0].numel())
+    return Work(name, about, fn, batch_fn, params, x, tuple(batch_fn(params, x[:1]).shape[1:]), net)
 
 
 def _mlp() -> Work:
     return make_work("mlp", "MLP 784-256-128-10 ReLU", mlp_net(784, 256, 128, 10), torch.randn(64, 784))
+
+
+def _wide() -> Work:
+    return make_work("wide", "wide MLP 784-1024-10 ReLU", mlp_net(784, 1024, 10), torch.randn(16, 784))
+
+
+def _resnet() -> Work:
+    images = torch.randn(32, 3, 32, 32)
+    return make_work("resnet", "ResNet-8, 16-32-64, 32x32, batch norm in eval", resnet(16, 32, 64), images)
 
 
 def _cnn() -> Work:
@@ -139,7 +191,9 @@ def _conv3d() -> Work:
 
 WORKS: dict[str, Callable[[], Work]] = {
     "mlp": _mlp,
+    "wide": _wide,
     "cnn": _cnn,
+    "resnet": _resnet,
     "transformer": _transformer,
     "lm": _lm,
     "conv3d": _conv3d,
