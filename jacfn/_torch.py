@@ -34,11 +34,13 @@ __all__ = [
     "custom_function_call",
     "derivative_levels",
     "forward_levels",
-    "inside_transform",
     "innermost_level",
+    "inside_transform",
+    "is_active",
     "is_mapped",
     "is_wrapped",
     "torch_registration",
+    "transform_depth",
     "version",
     "weight_norm",
 ]
@@ -80,6 +82,16 @@ def base_tensor(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def transform_depth() -> int:
+    """How many transforms are active; 0 where one cannot ask."""
+    return 0 if torch.compiler.is_compiling() else len(get_interpreter_stack() or ())
+
+
+def is_active(tensor: Tensor) -> bool:
+    """Whether the outermost wrapper of the tensor belongs to a transform that is active."""
+    return is_functorch_wrapped_tensor(tensor) and 0 < maybe_get_level(tensor) <= transform_depth()
+
+
 def is_wrapped(tensor: Tensor) -> bool:
     """Whether some active transform has wrapped the tensor."""
     return is_functorch_wrapped_tensor(tensor)
@@ -90,7 +102,7 @@ def innermost_level() -> int | None:
     if torch.compiler.is_compiling():
         return None
     stack = get_interpreter_stack()
-    return cast(int, stack[-1].level()) if stack else None
+    return stack[-1].level() if stack else None
 
 
 def is_mapped(tensor: Tensor, level: int) -> bool:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from jacfn import jac_fwd, jac_rev, make_functional, pullback, pushforward
 from jacfn._exact import ALWAYS, MAPPED, NESTED
+from jacfn._torch import base_tensor, custom_function_call, weight_norm
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -244,6 +245,28 @@ def test_detached_results(transform: Any, chunk_size: int | None, in_dims: int |
 
 
 @TRANSFORMS
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("in_dims", [None, 0])
+def test_detached_results_record_nothing(transform: Any, chunk_size: int | None, in_dims: int | None) -> None:
+    """Also the derivatives of custom functions are right where nothing is recorded."""
+    w = torch.randn(3, requires_grad=True)
+    x = torch.randn(*([4] if in_dims == 0 else []), 3, requires_grad=True)
+    recorded = set()
+
+    def fn(x: Tensor) -> Tensor:
+        y = w * _Sine.apply(x)
+        recorded.add(base_tensor(y).requires_grad)
+        return y
+
+    options = {"in_dims": in_dims, "chunk_size": chunk_size}
+    jac = transform(fn, **options, differentiable=False)(x)
+    assert recorded == {False}
+    torch.testing.assert_close(jac, torch.diag_embed(w * x.cos()).detach())
+    transform(fn, **options)(x)
+    assert recorded == {False, True}
+
+
+@TRANSFORMS
 def test_detached_inside_transforms(transform: Any) -> None:
     inner = transform(lambda x: x**3, differentiable=False, chunk_size=2)
     outer = lambda x: (inner(x).sum() * x).sum()  # noqa: E731
@@ -297,6 +320,36 @@ def test_compiled(transform: Any, chunk_size: int | None) -> None:
     torch.testing.assert_close(compiled(x), torch.func.vmap(torch.func.jacrev(fn))(x))
 
 
+NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mlp": (lambda: mlp(3, 4, 2), (3,)),
+    "cnn": (
+        lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 2)),
+        (1, 6, 6),
+    ),
+    "layer norm": (lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 2)), (3,)),
+}
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_networks(net: str) -> None:
+    module, shape = NETS[net]
+    fn, params = make_functional(module().double())
+    call = jac_rev(fn, in_dims=(None, 0))
+    x = torch.randn(4, *shape)
+    assert_same(torch.compile(call, fullgraph=True, backend="aot_eager")(params, x), call(params, x), **CLOSE)
+
+
+@TRANSFORMS
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_replacements(transform: Any) -> None:
+    """The tables are looked up while compiling, too: PyTorch alone gets these two wrong here."""
+    fn = lambda x: torch.det(x)[None] + torch.lu_solve(x, *torch.linalg.lu_factor(x + SHIFT)).reshape(-1)  # noqa: E731
+    call = transform(fn, in_dims=0)
+    x = torch.diag(torch.tensor([1.0, 2.0, 0.0])).expand(3, 3, 3) * torch.tensor([1.0, 2.0, 3.0])[:, None, None]
+    torch.testing.assert_close(torch.compile(call, fullgraph=True, backend="eager")(x), call(x))
+
+
 # --- derivatives that PyTorch gets wrong ----------------------------------------------------------
 
 # The derivative formulas of some operations take what was saved from the forward pass for constants. A second
@@ -307,7 +360,10 @@ STATISTICS = (torch.linspace(-1, 1, 3, dtype=torch.float64), torch.linspace(0.5,
 TRAINING = (None, None, None, None, True, 0.1, 1e-5, False)
 POINT = torch.tensor([0.5, -1.2, 0.3, 0.9, -0.4, 1.1, 0.2, -0.8, 0.7], dtype=torch.float64)
 SAMPLES = torch.stack([POINT, 0.9 * POINT, POINT.flip(0)])  # as many as the matrices have rows: rules may mix them up
-UNBATCHED = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+UNBATCHED = pytest.mark.filterwarnings(  # of PyTorch itself
+    "ignore:There is a performance drop:UserWarning",
+    "ignore:torch.(lu_solve|triangular_solve) is deprecated:UserWarning",
+)
 
 
 def _square(x: Tensor) -> Tensor:
@@ -318,8 +374,41 @@ def _definite(x: Tensor) -> Tensor:
     return _square(x) @ _square(x).mT
 
 
-def _lu_solve(x: Tensor) -> Tensor:
-    return torch.linalg.lu_solve(*torch.linalg.lu_factor(_square(x)), x.reshape(3, 3))
+def _lu_solve(x: Tensor, **options: bool) -> Tensor:
+    return torch.linalg.lu_solve(*torch.linalg.lu_factor(_square(x)), x.reshape(3, 3), **options)
+
+
+def _reflections(x: Tensor) -> Tensor:
+    return _square(x).tril(-1)
+
+
+GROUPS = torch.tensor([0, 1, 1, 2, 2, 2, 0, 0, 1])
+
+
+def _with_zeros(x: Tensor) -> Tensor:
+    """Two of them at POINT."""
+    return (x - POINT[2]) * (x - POINT[3])
+
+
+class _Sine(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_forward(*inputs)
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return ctx.saved_tensors[0].cos() * tangent
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        return ctx.saved_tensors[0].cos() * cotangent
 
 
 # Right where several derivatives are under way, since jacfn replaces them there.
@@ -336,9 +425,38 @@ MENDED: dict[Any, Function] = {
     torch.linalg.slogdet: lambda x: torch.linalg.slogdet(_square(x)).logabsdet,
     Tensor.slogdet: lambda x: _square(x).slogdet()[1],
     torch.linalg.solve: lambda x: torch.linalg.solve(_square(x), SHIFT),
+    torch.linalg.solve_ex: lambda x: torch.linalg.solve_ex(_square(x), SHIFT)[0],
+    torch.linalg.tensorsolve: lambda x: torch.linalg.tensorsolve(_square(x), SHIFT[0]),
     torch.linalg.lu_solve: _lu_solve,
+    torch.lu_solve: lambda x: torch.lu_solve(x.reshape(3, 3), *torch.linalg.lu_factor(_square(x))),
+    Tensor.lu_solve: lambda x: x.reshape(3, 3).lu_solve(*torch.linalg.lu_factor(_square(x))),
+    torch.triangular_solve: lambda x: torch.triangular_solve(SHIFT, _square(x))[0],
+    Tensor.triangular_solve: lambda x: x.reshape(3, 3).triangular_solve(_square(x), upper=False).solution,
+    torch.linalg.householder_product: lambda x: torch.linalg.householder_product(_reflections(x), x[:3]),
+    torch.orgqr: lambda x: torch.orgqr(_reflections(x), x[:3]),
+    Tensor.orgqr: lambda x: _reflections(x).orgqr(x[:3]),
+    weight_norm: lambda x: weight_norm(x.reshape(3, 3), x[:3].reshape(3, 1), 0),
     F.glu: lambda x: F.glu(x[:8].reshape(2, 4)),
+    torch.cumprod: lambda x: torch.cumprod(_with_zeros(x), 0),
+    Tensor.cumprod: lambda x: _with_zeros(x).reshape(3, 3).cumprod(-1),
+    Tensor.cumprod_: lambda x: _with_zeros(x).cumprod_(0),
+    torch.scatter_reduce: lambda x: torch.scatter_reduce(torch.ones(3), 0, GROUPS, _with_zeros(x), "prod"),
+    Tensor.scatter_reduce: lambda x: x[:3].sin().scatter_reduce(0, GROUPS, _with_zeros(x), "prod"),
+    Tensor.scatter_reduce_: lambda x: x[:3].sin().scatter_reduce_(0, GROUPS, x, "prod", include_self=False),
 }
+LAYER = (False, 1, 0.0, False, False, False)
+
+
+def _states(x: Tensor, *layers: int) -> tuple[Tensor, Tensor]:
+    state = x[:6].reshape(*layers, -1, 2)[..., : 1 if layers else 3, :]
+    return state.sin(), state.cos()
+
+
+def _gates(rows: int) -> list[Tensor]:
+    weight = torch.linspace(-1, 1, 5 * rows, dtype=torch.float64).reshape(5, rows)
+    return [weight[:3].mT, weight[3:].mT]
+
+
 # Wrong in PyTorch, too: right here, or refused.
 OTHERS: dict[Any, Function] = {
     torch.native_layer_norm: lambda x: torch.native_layer_norm(x.reshape(3, 3), (3,), None, None, 1e-5)[0],
@@ -346,13 +464,22 @@ OTHERS: dict[Any, Function] = {
     torch.batch_norm: lambda x: torch.batch_norm(x.reshape(3, 3), *TRAINING),
     torch.native_batch_norm: lambda x: torch.native_batch_norm(x.reshape(3, 3), *TRAINING[:-1])[0],
     torch.instance_norm: lambda x: torch.instance_norm(x.reshape(1, 3, 3), *TRAINING),
-    torch.linalg.solve_ex: lambda x: torch.linalg.solve_ex(_square(x), SHIFT)[0],
-    torch.linalg.tensorsolve: lambda x: torch.linalg.tensorsolve(_square(x), SHIFT[0]),
-    torch.linalg.householder_product: lambda x: torch.linalg.householder_product(_square(x).tril(-1), x[:3]),
     torch.cholesky_solve: lambda x: torch.cholesky_solve(SHIFT, torch.linalg.cholesky(_definite(x))),
+    Tensor.cholesky_solve: lambda x: SHIFT.cholesky_solve(torch.linalg.cholesky(_definite(x)).mT, upper=True),
     torch.cholesky_inverse: lambda x: torch.cholesky_inverse(torch.linalg.cholesky(_definite(x))),
+    Tensor.cholesky_inverse: lambda x: torch.linalg.cholesky(_definite(x)).mT.cholesky_inverse(upper=True),
     torch.cdist: lambda x: torch.cdist(x.reshape(3, 3), SHIFT),
     torch.prelu: lambda x: F.prelu(x.reshape(3, 3), x[:1]),
+    custom_function_call: _Sine.apply,
+    torch.lstm: lambda x: torch.lstm(x.reshape(3, 1, 3), _states(x, 1), _gates(8), *LAYER)[0],
+    torch.gru: lambda x: torch.gru(x.reshape(3, 1, 3), _states(x, 1)[0], _gates(6), *LAYER)[0],
+    torch.rnn_tanh: lambda x: torch.rnn_tanh(x.reshape(3, 1, 3), _states(x, 1)[0], _gates(2), *LAYER)[0],
+    torch.rnn_relu: lambda x: torch.rnn_relu(x.reshape(3, 1, 3), _states(x, 1)[0], _gates(2), *LAYER)[0],
+    torch.lstm_cell: lambda x: torch.lstm_cell(x.reshape(3, 3), _states(x), *_gates(8))[0],
+    torch.gru_cell: lambda x: torch.gru_cell(x.reshape(3, 3), SHIFT[:, :2], *_gates(6)),
+    torch.rnn_tanh_cell: lambda x: torch.rnn_tanh_cell(x.reshape(3, 3), SHIFT[:, :2], *_gates(2)),
+    torch.rnn_relu_cell: lambda x: torch.rnn_relu_cell(x.reshape(3, 3), SHIFT[:, :2], *_gates(2)),
+    F.embedding_bag: lambda x: F.embedding_bag(GROUPS[:6].reshape(2, 3), x.reshape(3, 3).sin()),
 }
 REPLACED = ALWAYS | MAPPED | NESTED
 # Close to what is wrong.
@@ -365,6 +492,26 @@ NEIGHBOURS: dict[str, Function] = {
     "several determinants": lambda x: torch.stack([_square(x).det(), _square(x * x).logdet()]),
     "solve from the right": lambda x: torch.linalg.solve(_square(x), SHIFT, left=False),
     "solve for a vector": lambda x: torch.linalg.solve(_square(x), SHIFT[0]),
+    "solve_ex from the right": lambda x: torch.linalg.solve_ex(_square(x), SHIFT, left=False)[0],
+    "tensorsolve with axes": lambda x: torch.linalg.tensorsolve(_square(x).reshape(3, 1, 3), SHIFT[:1], dims=(0,)),
+    "lu_solve from the right": lambda x: _lu_solve(x, left=False),
+    "lu_solve with the adjoint": lambda x: _lu_solve(x, adjoint=True),
+    "lu_solve with the adjoint from the right": lambda x: _lu_solve(x, left=False, adjoint=True),
+    "triangular_solve with the transpose": lambda x: torch.triangular_solve(
+        SHIFT, _square(x), transpose=True, unitriangular=True
+    )[0],
+    "tall householder_product": lambda x: torch.linalg.householder_product(_reflections(x)[:, :2], x[:2]),
+    "householder_product of one reflection": lambda x: torch.linalg.householder_product(_reflections(x), x[:1]),
+    "householder_product of none": lambda x: torch.linalg.householder_product(_reflections(x), (x - POINT)[:3]),
+    "several householder_products": lambda x: torch.linalg.householder_product(
+        torch.stack([_reflections(x), _reflections(x * x)]), x[:6].reshape(2, 3)
+    ),
+    "weight_norm along the last axis": lambda x: weight_norm(x.reshape(3, 3), x[:3].reshape(1, 3), 1),
+    "weight_norm of the whole": lambda x: weight_norm(x.reshape(3, 3), x[0], -1),
+    "product of groups": lambda x: (
+        x[:4].reshape(2, 2).scatter_reduce(1, GROUPS[:6].reshape(2, 3) % 2, x[3:].reshape(2, 3), "prod")
+    ),
+    "mean of groups": lambda x: x[:3].sin().scatter_reduce(0, GROUPS, x * x, "mean"),
     "inv": lambda x: torch.linalg.inv(_square(x)),
     "pinv": lambda x: torch.linalg.pinv(_square(x)),
     "lstsq": lambda x: torch.linalg.lstsq(_square(x), SHIFT)[0],
@@ -454,7 +601,8 @@ SOME = ["jac_fwd of jac_fwd", "jac_rev of jac_fwd", "jac_rev of jac_rev"]
 
 
 def _name(op: Any) -> str:
-    return f"{getattr(op, '__module__', None) or 'Tensor'}.{op.__name__}".removeprefix("torch.")
+    owner = "Tensor" if getattr(Tensor, op.__name__, None) is op else op.__module__ or "torch"
+    return f"{owner}.{op.__name__}".removeprefix("torch.")
 
 
 def test_every_entry_has_an_example() -> None:
@@ -569,6 +717,149 @@ def test_gradients_of_slopes_of_networks(transform: Any, norm: Any) -> None:
     expected = finite_differences(loss, point, step=1e-6)
     assert _error(_gradient(loss, point), expected) < 1e-6
     assert _error(torch.func.grad(loss)(point), expected) < 1e-6
+
+
+@TRANSFORMS
+def test_products_of_groups_of_a_part(transform: Any) -> None:
+    """The index may be smaller than what it chooses from; PyTorch's backward then raises."""
+    fn = lambda x: torch.ones(2).scatter_reduce(0, GROUPS[:3], x, "prod")  # noqa: E731
+    assert _error(transform(fn)(POINT), _jacobian(fn)) < 1e-7
+
+
+# The exact derivatives of a determinant, by minors.
+def _without(matrix: Tensor, row: int, column: int) -> Tensor:
+    kept = [[i for i in range(len(matrix)) if i != place] for place in (row, column)]
+    return matrix[kept[0]][:, kept[1]]
+
+
+def _cofactors(matrix: Tensor, derivative: Callable[[Tensor], Tensor]) -> Tensor:
+    """Row by row, from what ``derivative`` makes of the minors: its axes have a place for each of their elements."""
+    size = len(matrix)
+    parts = []
+    for i, j in itertools.product(range(size), repeat=2):
+        part = derivative(_without(matrix, i, j)) * (-1) ** (i + j)
+        for axis in range(part.ndim):  # alternating rows and columns of the minor
+            place = (i, j)[axis % 2]
+            before, after = part.narrow(axis, 0, place), part.narrow(axis, place, part.shape[axis] - place)
+            part = torch.cat([before, torch.zeros_like(part.narrow(axis, 0, 1)), after], axis)
+        parts.append(part)
+    return torch.stack(parts).unflatten(0, (size, size))
+
+
+def _first(matrix: Tensor) -> Tensor:
+    return _cofactors(matrix, torch.linalg.det)
+
+
+def _second(matrix: Tensor) -> Tensor:
+    return _cofactors(matrix, _first)
+
+
+def _of_rank(rank: int) -> Tensor:
+    """A 5 x 5 matrix of small integers, hence exactly of this rank."""
+    left = torch.tensor(
+        [[1, 0, 2, -1, 1], [0, 1, 1, 0, -2], [1, 1, 0, 2, 0], [0, -1, 1, 1, 1], [2, 0, 0, 1, 0]]
+    ).double()
+    return left[:, :rank] @ left.flip(0)[:rank]
+
+
+@pytest.mark.parametrize("matrix", [*map(_of_rank, range(6)), torch.diag(torch.tensor([1.0, 2, 3, 0, 4]).double())])
+def test_determinants_of_singular_matrices(matrix: Tensor) -> None:
+    first, second, close = _first(matrix), _second(matrix), {"rtol": 1e-10, "atol": 1e-10}
+    several = torch.stack([matrix, matrix + torch.eye(5)])
+    for transform in (jac_rev, jac_fwd):
+        torch.testing.assert_close(transform(torch.linalg.det)(matrix), first, **close)
+        torch.testing.assert_close(transform(torch.det, in_dims=0)(several)[0], first, **close)
+    for outer, inner in itertools.product((jac_rev, jac_fwd), repeat=2):
+        torch.testing.assert_close(outer(inner(Tensor.det))(matrix), second, **close)
+        torch.testing.assert_close(outer(inner(torch.det), in_dims=0)(several)[0], second, **close)
+
+
+def test_third_derivative_of_a_determinant() -> None:
+    matrix = _of_rank(3)
+    third = jac_fwd(jac_rev(jac_fwd(torch.det)))(matrix)
+    torch.testing.assert_close(third, _cofactors(matrix, _second), rtol=1e-10, atol=1e-10)
+
+
+def test_determinant_without_jacfn() -> None:
+    """If this fails, PyTorch was mended."""
+    singular = torch.diag(torch.tensor([1.0, 2.0, 0.0]))
+    assert not torch.func.jacfwd(torch.det)(singular).allclose(torch.diag(torch.tensor([0.0, 0.0, 2.0])))
+    _, pull = torch.func.vjp(torch.det, singular)
+    with torch.no_grad():
+        assert not pull(torch.tensor(1.0))[0].any()
+
+
+@TRANSFORMS
+@pytest.mark.parametrize("size", [0, 1, 2, 4, 7])
+def test_determinants_of_every_size(transform: Any, size: int) -> None:
+    matrix = torch.randn(size, size)
+    jac, value = transform(torch.det, return_value=True)(matrix)
+    torch.testing.assert_close(value, torch.det(matrix))
+    torch.testing.assert_close(jac, value * torch.linalg.inv(matrix).mT)
+
+
+@TRANSFORMS
+def test_determinants_that_are_badly_scaled(transform: Any) -> None:
+    matrix, rows, columns = torch.randn(30, 30), 10 ** torch.linspace(-9, 9, 30), 10 ** torch.linspace(6, -6, 30)
+    jac = transform(torch.det)(rows[:, None] * matrix * columns)
+    expected = torch.linalg.inv(matrix).mT * torch.det(matrix)
+    assert _error(jac * rows[:, None] * columns / (rows.prod() * columns.prod()), expected) < 1e-9
+
+
+@TRANSFORMS
+def test_determinant_that_is_not_finite(transform: Any) -> None:
+    jac, value = transform(torch.det, return_value=True)(torch.full((5, 5), torch.nan))
+    assert value.isnan()
+    assert jac.isnan().all()
+
+
+@TRANSFORMS
+@pytest.mark.parametrize(
+    "of", [torch.det, torch.logdet, lambda z: torch.linalg.slogdet(z)[0]], ids=["det", "log", "sign"]
+)
+def test_complex_determinants(transform: Any, of: Any) -> None:
+    def fn(x: Tensor) -> Tensor:
+        value = of(torch.complex(x, x.mT.sin()))
+        return torch.stack([value.real, value.imag])
+
+    samples = torch.randn(2, 4, 4)
+    expected = torch.stack([finite_differences(fn, x) for x in samples])
+    assert _error(transform(fn, in_dims=0)(samples), expected) < 1e-7
+
+
+@UNBATCHED
+@TRANSFORMS
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (3, 3)])
+@pytest.mark.parametrize("parametrise", ["orthogonal", "weight_norm", "old weight_norm"])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_parametrised_weights(transform: Any, shape: tuple[int, int], parametrise: str) -> None:
+    module = nn.Linear(*shape)
+    if parametrise == "orthogonal":
+        nn.utils.parametrizations.orthogonal(module, orthogonal_map=None if shape[0] != shape[1] else "householder")
+    elif parametrise == "weight_norm":
+        nn.utils.parametrizations.weight_norm(module)
+    else:
+        nn.utils.weight_norm(module, dim=1)
+    fn, params = make_functional(module)
+    x = torch.randn(4, shape[0])
+    expected = [torch.func.jacrev(fn)(params, sample) for sample in x]
+    for name, jac in transform(fn, in_dims=(None, 0))(params, x).items():
+        torch.testing.assert_close(jac, torch.stack([part[name] for part in expected]))
+    point = ravel(params)
+    point = torch.where(point.abs() == 1, 1.5 * point, point)  # signs that orthogonal() keeps, and cuts to integers
+    loss = lambda vector: transform(fn, 1)(unravel(params, vector), x[0]).sin().sum()  # noqa: E731
+    assert _error(torch.func.grad(loss)(point), finite_differences(loss, point)) < 1e-6
+
+
+def test_custom_function_under_two_forward_modes() -> None:
+    fn = lambda x: _Sine.apply(x).sum()  # noqa: E731
+    x = torch.randn(3)
+    expected = -torch.diag(x.sin())
+    for outer, inner in [(jac_rev, jac_rev), (jac_rev, jac_fwd), (jac_fwd, jac_rev)]:
+        torch.testing.assert_close(outer(inner(fn))(x), expected)
+    for outer, inner in [(jac_fwd, jac_fwd), (jac_fwd, torch.func.jacfwd), (torch.func.jacfwd, jac_fwd)]:
+        with pytest.raises(RuntimeError, match="_Sine is a torch.autograd.Function.*use jac_rev for one of the two"):
+            outer(inner(fn))(x)
 
 
 @pytest.mark.slow

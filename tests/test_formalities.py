@@ -30,10 +30,10 @@ EXTRAS: dict[str, list[str]] = PYPROJECT["project"]["optional-dependencies"]
 # Every module and package directly under jacfn, from the ground up. A module imports what stands before it,
 # and what is in its own package.
 LAYERS: dict[str, tuple[str, ...]] = {
-    "L0": ("_errors", "_torch", "_tree", "_cache", "_random", "_exact", "_selection", "_binding"),
+    "L0": ("_errors", "_torch", "_tree", "_cache", "_random", "_recurrent", "_bag", "_exact", "_selection", "_binding"),
     "L1": ("_memory", "_evaluate", "_products", "functional"),
     "L2": ("dense", "quasilinear", "auto"),
-    "L3": ("operator", "second_order"),
+    "L3": ("_explain", "operator", "second_order"),
     "L4": ("least_squares",),
     "L5": ("integrations",),
     "top": ("__init__", "_demo", "__main__"),

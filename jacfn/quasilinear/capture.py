@@ -19,8 +19,8 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from jacfn._errors import JacfnError
 from jacfn._exact import ExactKernels
-from jacfn._torch import is_mapped, is_wrapped
-from jacfn.quasilinear.derived import ELEMENTWISE, PURE, STRUCTURE, fill, slotted, tensors_in
+from jacfn._torch import is_active, is_mapped, is_wrapped, transform_depth
+from jacfn.quasilinear.derived import ELEMENTWISE, PURE, STRUCTURE, slotted, tensors_in
 from jacfn.quasilinear.records import Claim, Derivation, Record
 from jacfn.quasilinear.rules import EXPANSIONS, RULES, Rule, Use, find
 
@@ -43,17 +43,26 @@ class Capture(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self._record, self._taps, self._level, self._call_sites = record, taps, level, call_sites
+        self._depth = transform_depth()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Claim the call, or let it through as it is."""
         kwargs = kwargs or {}
+        self._refuse_autograd(func, args)
         found = self._sources((*args, *kwargs.values()))
         if not found:
             return func(*args, **kwargs)
         self._refuse_in_place(func, args)
-        if kwargs.get("out") is None and all(self._record.unchanged(source) for source in found):
+        if func is torch.as_strided or func is Tensor.as_strided:
+            raise JacfnError(
+                "fn takes a differentiated argument by as_strided, whose derivative PyTorch gets wrong for parameters "
+                "that samples share: use indexing or views, or jac_rev"
+            )
+        # Inside a transform of fn's own, tensors cannot be captured: they belong to it.
+        here = kwargs.get("out") is None and transform_depth() == self._depth
+        if here and all(self._record.unchanged(source) for source in found):
             if self._derives(func, args, kwargs, found):
                 return self._derive(func, args, kwargs, found)
             expand = find(EXPANSIONS, func)
@@ -131,12 +140,10 @@ class Capture(TorchFunctionMode):
             return len(found) == 1 or find(RULES, func) is None or find(ELEMENTWISE, func) is not None
         if find(ELEMENTWISE, func) is None or torch.compiler.is_compiling():
             return False
-        shapes = {tuple(self._record.aliases[source].shape) for source in found}
-        return not any(is_wrapped(x) for x in constants) and all(
-            len(shapes) == 1 and x.ndim <= len(shape) and torch.broadcast_shapes(x.shape, shape) == shape
-            for x in constants
-            for shape in shapes
-        )
+        shape = self._record.aliases[found[0]].shape
+        if any(self._record.aliases[source].shape != shape for source in found):
+            return False
+        return all(not is_wrapped(x) and _fits_into(x.shape, shape) for x in constants)
 
     def _derive(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: list[int]) -> Any:
         record = self._record
@@ -145,14 +152,14 @@ class Capture(TorchFunctionMode):
         if not made or any(not x.is_floating_point() for x in made):
             return result  # a shape, a comparison, an index: no gradient flows
         before = len(record.constants)
-        slots = slotted((args, kwargs), record)
+        slot_args, slot_kwargs = slotted((args, kwargs), record)
         for constant in record.constants[before:]:
             record.keep(constant, self._describe(func))
-        outer_args, outer_kwargs = fill(slots, record.outers, record.constants)
+        outer_args, outer_kwargs = record.outer((args, kwargs))
         outers = tensors_in(func(*outer_args, **outer_kwargs))
         first, shared = len(record.aliases), all(record.shared[source] for source in found)
         shapes = tuple(tuple(x.shape) for x in made)
-        record.derivations.append(Derivation(func, *slots, first, shapes))
+        record.derivations.append(Derivation(func, slot_args, slot_kwargs, first, shapes))
         for alias, outer in zip(made, outers, strict=True):
             record.add_source(alias, outer, shared)
         return result
@@ -175,6 +182,17 @@ class Capture(TorchFunctionMode):
         if args and not torch.compiler.is_compiling() and func in _IN_PLACE and self._is_leaf(args[0]):
             raise _changed_in_place(self._describe(func))
 
+    def _refuse_autograd(self, func: Any, args: tuple[Any, ...]) -> None:
+        if torch.compiler.is_compiling() or transform_depth() != self._depth:
+            return
+        if func is Tensor.backward or func is torch.autograd.grad:
+            if not any(is_active(x) for x in _flat(args) if isinstance(x, Tensor)):
+                return  # a transform's own, which fn uses
+            raise JacfnError(
+                "fn calls torch.autograd, which does not see the derivatives of claimed parameters: use torch.func "
+                "inside fn (grad, jvp, vjp), or jac_rev"
+            )
+
     def _note_others(self, func: Any, values: Sequence[Any]) -> None:
         for source in self._sources(values):
             self._record.other.setdefault(source, self._describe(func))
@@ -183,6 +201,8 @@ class Capture(TorchFunctionMode):
         if torch.compiler.is_compiling():
             return "an operation"
         name = resolve_name(func) or getattr(func, "__name__", str(func))
+        if transform_depth() != self._depth:
+            name = f"{name}, inside a transform,"
         if not self._call_sites:
             return str(name)
         package = __name__.split(".")[0]
@@ -192,6 +212,12 @@ class Capture(TorchFunctionMode):
             if f"/{package}/" not in frame.filename and "/torch/" not in frame.filename
         ]
         return f"{name} at {frames[-1].filename}:{frames[-1].lineno}" if frames else str(name)
+
+
+def _fits_into(shape: torch.Size, whole: torch.Size) -> bool:
+    """Whether broadcasting leaves ``whole`` as it is."""
+    tail = whole[len(whole) - len(shape) :]
+    return len(shape) <= len(whole) and all(a in (1, b) for a, b in zip(shape, tail, strict=True))
 
 
 def _changed_in_place(function: str) -> JacfnError:

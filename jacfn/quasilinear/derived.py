@@ -34,8 +34,8 @@ _ELEMENTWISE = """
 """
 _OTHERS = """
     sum mean prod norm amax amin max min logsumexp cumsum cumprod softmax log_softmax normalize var std
-    matmul __matmul__ __rmatmul__ mm bmm mv dot vdot inner outer ger addmm addmv addr baddbmm chain_matmul einsum tensordot kron
-    linear bilinear matrix_exp matrix_power cross trace inverse vander cosine_similarity pad interpolate
+    matmul __matmul__ __rmatmul__ mm bmm mv dot vdot inner outer ger addmm addmv addr baddbmm chain_matmul einsum
+    tensordot kron linear bilinear matrix_exp matrix_power cross trace inverse vander cosine_similarity pad interpolate
 """
 _LINALG = """
     norm vector_norm matrix_norm inv solve solve_triangular qr cholesky matrix_exp matrix_power multi_dot

@@ -78,6 +78,33 @@ class Matmul:
 
 
 @dataclasses.dataclass(frozen=True)
+class Arranged:
+    """A matrix product whose weight has its axes in another order: ``axes[k]`` is where the k-th of them stands."""
+
+    product: Matmul
+    axes: tuple[int, ...]
+    sizes: tuple[int, ...]  # of the product's axes, in its order
+    needs_input = True
+
+    def lay(self, delta: Tensor) -> Tensor:
+        """As the product has it."""
+        return self.product.lay(delta)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """As the product has it."""
+        return self.product.prepare(x)
+
+    def rows(self, delta: Tensor, x: Tensor) -> Tensor:
+        """``(N, R, *leaf)``."""
+        product = self.product.rows(delta, x)
+        return product.reshape(*product.shape[:2], *self.sizes).permute(0, 1, *(2 + axis for axis in self.axes))
+
+    def write(self, delta: Tensor, x: Tensor, out: Tensor) -> None:
+        """The same into ``out``."""
+        out.copy_(self.rows(delta, x).reshape(out.shape))
+
+
+@dataclasses.dataclass(frozen=True)
 class Scale:
     """``y = W x`` elementwise, broadcast: ``J[n,r,w] = sum delta[r,n,y] x[n,y]`` over the y that share the weight w.
 
@@ -150,21 +177,27 @@ class Gather:
 
     def rows(self, delta: Tensor, x: Tensor) -> Tensor:
         """``(N, R, V, D)``."""
-        r, (n, t) = delta.shape[0], x.shape
-        source = delta.reshape(r, n, t, -1).transpose(0, 1)  # (N, R, T, D)
-        if self.skipped is not None:
-            source = source * (x != self.skipped % self.size)[:, None, :, None]
-        first = torch.arange(n * r, device=x.device).view(n, r, 1) * self.size  # of the table of each row
-        table = source.new_zeros(n * r * self.size, source.shape[-1])
-        table = table.index_add(0, (x.unsqueeze(1) + first).reshape(-1), source.reshape(n * r * t, -1))
-        return table.view(n, r, self.size, -1)
+        source, places = self._scattered(delta, x)
+        table = source.new_zeros(*source.shape[:2], self.size, source.shape[-1])
+        return table.index_put(places, source, accumulate=True)
 
     def write(self, delta: Tensor, x: Tensor, out: Tensor) -> None:
         """The same into ``out``."""
-        out.copy_(self.rows(delta, x).reshape(out.shape))
+        source, places = self._scattered(delta, x)
+        table = out.zero_().view(*source.shape[:2], self.size, source.shape[-1])
+        table.index_put_(places, source, accumulate=True)
+
+    def _scattered(self, delta: Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """``(N, R, T, D)``, and the sample, row and row of the table where each ``D`` belongs."""
+        r, (n, t) = delta.shape[0], x.shape
+        source = delta.reshape(r, n, t, math.prod(delta.shape[2:]) // max(t, 1)).transpose(0, 1)
+        if self.skipped is not None:
+            source = source * (x != self.skipped % self.size)[:, None, :, None]
+        samples, rows = torch.arange(n, device=x.device), torch.arange(r, device=x.device)
+        return source, (samples[:, None, None], rows[None, :, None], x.unsqueeze(1))
 
 
-Form = Matmul | Scale | Shift | Gather
+Form = Matmul | Arranged | Scale | Shift | Gather
 
 
 def joined(uses: list[tuple[Form, Tensor, Tensor]]) -> list[tuple[Form, Tensor, Tensor]]:

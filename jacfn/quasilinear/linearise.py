@@ -90,7 +90,7 @@ class Factors:
         self._seen: set[int] = set()
         self._randomness = randomness
         leaves = block.expanded_leaves()
-        primals = [*self._taps(), *(leaves[i] for i in self._joined), scalar_like(block.leaves[0])]
+        primals = [*self._taps(), *(leaves[i] for i in self._joined), scalar_like(block.leaves)]
         self.linear = Linearisation(self._call, primals, inner, tracking)
         self.value = self.linear.value
         self.aux: list[Tensor]
@@ -102,7 +102,8 @@ class Factors:
             if form.needs_input
         ]
         self._inputs = dict(zip(places, captured[: len(places)], strict=True))
-        self._constants = [x[0] for x in captured[len(places) :]] if self._lead else captured[len(places) :]
+        constants = list(captured[len(places) :])  # the same for all samples
+        self._constants = [x[0] for x in constants] if block.samples else constants
         self._prepared: dict[tuple[int, int], Tensor] = {}
 
     @property
@@ -111,9 +112,8 @@ class Factors:
         return self._block.samples
 
     def _taps(self) -> list[Tensor]:
-        device = self._block.leaves[0].device
         return [
-            torch.zeros((), dtype=claim.dtype, device=device).expand((*self._lead, *claim.shape))
+            torch.zeros((), dtype=claim.dtype, device=self._block.leaves[0].device).expand((*self._lead, *claim.shape))
             for claim in self._structure.claims
         ]
 

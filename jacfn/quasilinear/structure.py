@@ -115,9 +115,7 @@ def _observe(one: Bound, aliases: list[Tensor], randomness: str, call_sites: boo
     return records[0], values
 
 
-def _witnessed(
-    one: Bound, randomness: str, call_sites: bool, pull: bool
-) -> tuple[Record, list[Tensor], set[int]]:
+def _witnessed(one: Bound, randomness: str, call_sites: bool, pull: bool) -> tuple[Record, list[Tensor], set[int]]:
     """The same, and the leaves that a backward pass reaches through uses that nobody claims."""
     seen: set[int] = set()
     records = []
@@ -131,7 +129,7 @@ def _witnessed(
         return values
 
     values: list[Tensor]
-    values, vjp = torch.func.vjp(call, scalar_like(one.leaves[0]))  # type: ignore[misc]
+    values, vjp = torch.func.vjp(call, scalar_like(one.leaves))  # type: ignore[misc]
     if pull:
         with torch.no_grad():
             vjp([torch.ones_like(value) for value in values])

@@ -39,6 +39,6 @@ def witness(leaves: Sequence[Tensor], scalar: Tensor, seen: set[int], number: in
     return list(cast("tuple[Tensor, ...]", Witness.apply(scalar, seen, number, *leaves)))  # type: ignore[no-untyped-call]
 
 
-def scalar_like(leaf: Tensor) -> Tensor:
-    """What a witness differentiates in the place of ``leaf``."""
-    return torch.zeros((), dtype=leaf.dtype, device=leaf.device)
+def scalar_like(leaves: Sequence[Tensor]) -> Tensor:
+    """What a witness differentiates in the place of the leaves."""
+    return torch.zeros((), dtype=leaves[0].dtype, device=leaves[0].device) if leaves else torch.zeros(())

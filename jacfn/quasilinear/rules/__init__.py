@@ -6,9 +6,10 @@ an operation consists. Registering either is enough.
 """
 
 from jacfn.quasilinear.rules import attention, bag, convolution, elementwise, linear, norm, product, recurrent, table
-from jacfn.quasilinear.rules._registry import EXPANSIONS, RULES, Place, Rule, Use, expansion, find, rule
+from jacfn.quasilinear.rules._registry import CASES, EXPANSIONS, RULES, Place, Rule, Use, expansion, find, rule
 
 __all__ = [
+    "CASES",
     "EXPANSIONS",
     "RULES",
     "Place",

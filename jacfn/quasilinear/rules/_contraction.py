@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from jacfn.quasilinear.factors import Form, Matmul
+from jacfn.quasilinear.factors import Arranged, Form, Matmul
 
 LETTERS = "abcdefgh"  # for the axes in front; products call their own k, m, n, i, o
 
@@ -64,33 +64,6 @@ def _arranged(x: Tensor, lead: int, letters: list[str], *blocks: str) -> Tensor:
             sizes[number] *= x.shape[place]
     order = [place for block in places for place in block]
     return x.permute(*range(lead), *order).reshape(*x.shape[:lead], *sizes)
-
-
-@dataclasses.dataclass(frozen=True)
-class Arranged:
-    """A matrix product whose weight has its axes in another order: ``axes[k]`` is where the k-th of them stands."""
-
-    product: Matmul
-    axes: tuple[int, ...]
-    sizes: tuple[int, ...]  # of the product's axes, in its order
-    needs_input = True
-
-    def lay(self, delta: Tensor) -> Tensor:
-        """As the product has it."""
-        return self.product.lay(delta)
-
-    def prepare(self, x: Tensor) -> Tensor:
-        """As the product has it."""
-        return self.product.prepare(x)
-
-    def rows(self, delta: Tensor, x: Tensor) -> Tensor:
-        """``(N, R, *leaf)``."""
-        product = self.product.rows(delta, x)
-        return product.reshape(*product.shape[:2], *self.sizes).permute(0, 1, *(2 + axis for axis in self.axes))
-
-    def write(self, delta: Tensor, x: Tensor, out: Tensor) -> None:
-        """The same into ``out``."""
-        out.copy_(self.rows(delta, x).reshape(out.shape))
 
 
 def contraction(weight: str, input: str, output: str, sizes: Any = None) -> Form:

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from jacfn.quasilinear.factors import Form
+from jacfn.quasilinear.rules._cases import Cases
 
 Place = str | tuple[str, int]  # an argument of a call, by name; one of *args by name and position
+Operation = Callable[..., Any]
 T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Use(NamedTuple):
@@ -31,7 +34,7 @@ class Rule:
     """A rule, and the names of its parameters by which the arguments of a call are told apart."""
 
     name: str
-    uses: Callable[..., Mapping[Place, Use]]
+    uses: Callable[..., Mapping[Any, Use]]
     names: tuple[str, ...]
     required: int  # the first so many have no default
     rest: str | None  # the name of *args
@@ -41,9 +44,7 @@ class Rule:
         if self.rest is None and len(args) > len(self.names):
             return False
         given = (*self.names[: len(args)], *kwargs)
-        return all(name in self.names for name in kwargs) and all(
-            name in given for name in self.names[: self.required]
-        )
+        return all(name in self.names for name in kwargs) and all(name in given for name in self.names[: self.required])
 
     def place(self, position: int) -> Place:
         """What the positional argument of a call is called."""
@@ -52,41 +53,51 @@ class Rule:
         return str(self.rest), position - len(self.names)
 
 
-RULES: dict[Callable[..., Any], Rule] = {}
-EXPANSIONS: dict[Callable[..., Any], Callable[..., Any]] = {}
+RULES: dict[Operation, Rule] = {}
+EXPANSIONS: dict[Operation, Callable[..., Any]] = {}
+CASES: dict[Operation, Cases] = {}
 
 
-def rule(
-    *operations: Callable[..., Any],
-) -> Callable[[Callable[..., Mapping[Place, Use]]], Callable[..., Mapping[Place, Use]]]:
-    """Register a rule for these operations; its parameters are named as theirs."""
+def rule(*operations: Operation, cases: Cases) -> Callable[[Function], Function]:
+    """Enter a rule for these operations; its parameters are named as theirs.
 
-    def register(uses: Callable[..., Mapping[Place, Use]]) -> Callable[..., Mapping[Place, Use]]:
-        parameters = inspect.signature(uses).parameters.values()
-        names = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
-        rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
-        required = sum(p.default is p.empty and p.name in names for p in parameters)
-        RULES.update(dict.fromkeys(operations, Rule(uses.__name__, uses, names, required, rest)))
-        return uses
-
-    return register
-
-
-def expansion(*operations: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register what these operations consist of: a function of the same arguments that calls simpler ones.
-
-    It stands in for a call in which a differentiated parameter takes part, and its own calls are claimed in turn. It
-    may return NotImplemented to leave the call as it is.
+    ``cases`` makes example calls, in each of which every argument that the rule claims becomes the parameter once.
     """
 
-    def register(expand: Callable[..., Any]) -> Callable[..., Any]:
+    def enter(uses: Function) -> Function:
+        RULES.update(dict.fromkeys(operations, rule_from(uses)))
+        CASES.update(dict.fromkeys(operations, cases))
+        return uses
+
+    return enter
+
+
+def rule_from(uses: Callable[..., Mapping[Any, Use]]) -> Rule:
+    """The entry for a function of the arguments of an operation."""
+    parameters = inspect.signature(uses).parameters.values()
+    names = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+    rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
+    required = sum(p.default is p.empty and p.name in names for p in parameters)
+    return Rule(getattr(uses, "__name__", str(uses)), uses, names, required, rest)
+
+
+def expansion(*operations: Operation, cases: Cases) -> Callable[[Function], Function]:
+    """Enter what these operations consist of: a function of the same arguments that calls simpler ones.
+
+    It stands in for a call in which a differentiated parameter takes part, and its own calls are claimed in turn. It
+    may return NotImplemented to leave the call as it is. ``cases`` makes example calls, in each of which every
+    floating-point tensor becomes the parameter once.
+    """
+
+    def enter(expand: Function) -> Function:
         EXPANSIONS.update(dict.fromkeys(operations, expand))
+        CASES.update(dict.fromkeys(operations, cases))
         return expand
 
-    return register
+    return enter
 
 
-def find(table: dict[Callable[..., Any], T], function: Callable[..., Any]) -> T | None:
+def find(table: dict[Operation, T], function: Operation) -> T | None:
     """The entry of a table of functions; torch.compile cannot hash builtin functions, but compares them."""
     if not torch.compiler.is_compiling():
         return table.get(function)

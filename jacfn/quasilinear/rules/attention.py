@@ -13,10 +13,35 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from jacfn.quasilinear.rules._cases import Call, Random, call
 from jacfn.quasilinear.rules._registry import expansion
 
 
-@expansion(F.multi_head_attention_forward)
+def _cases(rand: Random) -> list[Call]:
+    """Self-attention and cross-attention, with all options; ``E = 4``, two heads."""
+    x, memory = rand(2, 2, 4), rand(3, 2, 4)
+    packed = (4, 2, rand(12, 4), rand(12))
+    end = (False, 0.0, rand(4, 4), rand(4))
+    separate = {"q_proj_weight": rand(4, 4), "k_proj_weight": rand(4, 3), "v_proj_weight": rand(4, 2)}
+    causal = torch.ones(2, 2).triu(1).bool()
+    return [
+        call(x, x, x, *packed, None, None, *end),
+        call(x, x, x, *packed, None, None, *end, need_weights=False, attn_mask=causal),
+        call(x, memory, memory, *packed, rand(1, 1, 4), rand(1, 1, 4), True, *end[1:], average_attn_weights=False),
+        call(
+            *(x, memory, rand(3, 2, 4), *packed, None, None, *end),
+            key_padding_mask=rand.below(4, 2, 3) > 2,
+            attn_mask=rand(2, 3),
+        ),
+        call(
+            *(rand(2, 4), rand(3, 3), rand(3, 2), 4, 2, None, rand(12), None, None, *end),
+            use_separate_proj_weight=True,
+            **separate,
+        ),
+    ]
+
+
+@expansion(F.multi_head_attention_forward, cases=_cases)
 def multi_head_attention_forward(
     query: Tensor,
     key: Tensor,

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jacfn.quasilinear.factors import Matmul, Shift
+from jacfn.quasilinear.rules._cases import Call, Random, call
 from jacfn.quasilinear.rules._registry import Use, rule
 
 IntOrTuple = int | tuple[int, ...]
@@ -93,7 +94,8 @@ class TransposedPatches:
             self.kernel, self.stride, tuple((pad, pad) for pad in self.padding), self.dilation, self.groups
         )
         r, n = delta.shape[:2]
-        return patches.inputs(delta.flatten(0, 1)).unflatten(0, (r, n))
+        x = patches.inputs(delta.flatten(0, 1))
+        return x.view(r, n, *x.shape[1:])
 
 
 def _transposed(
@@ -142,7 +144,30 @@ def _pads(padding: IntOrTuple | str, kernel: tuple[int, ...], spacing: tuple[int
     return tuple((pad, pad) for pad in _tuple(padding, len(kernel)))
 
 
-@rule(torch.conv1d)
+def _cases(rand: Random, axes: int) -> list[Call]:
+    """Calls of a convolution along so many axes, for images whose sizes differ."""
+    space = (4, 3, 2)[:axes]
+    kernel = (3, 2, 1)[:axes]
+    return [
+        call(rand(2, 2, *space), rand(3, 2, *kernel), rand(3)),
+        call(rand(2, *space), rand(4, 1, *kernel), rand(4), padding="same", groups=2),
+        call(rand(1, 2, *space), rand(3, 2, *kernel), None, 2, kernel, 2),
+        call(rand(1, 2, *space), rand(2, 2, *kernel), stride=kernel, padding="valid"),
+    ]
+
+
+def _transposed_cases(rand: Random, axes: int) -> list[Call]:
+    """Calls of a transposed convolution along so many axes."""
+    space = (3, 2, 2)[:axes]
+    kernel = (3, 2, 1)[:axes]
+    return [
+        call(rand(2, 2, *space), rand(2, 3, *kernel), rand(3)),
+        call(rand(4, *space), rand(4, 1, *kernel), rand(2), groups=2, padding=(1, 0, 0)[:axes]),
+        call(rand(1, 2, *space), rand(2, 3, *kernel), None, 2, 0, 1, 1, (1, 2, 1)[:axes]),
+    ]
+
+
+@rule(torch.conv1d, cases=lambda rand: _cases(rand, 1))
 def conv1d(
     input: Tensor,
     weight: Tensor,
@@ -156,7 +181,7 @@ def conv1d(
     return _convolution(1, input, weight, stride, padding, dilation, groups)
 
 
-@rule(torch.conv2d)
+@rule(torch.conv2d, cases=lambda rand: _cases(rand, 2))
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -170,7 +195,7 @@ def conv2d(
     return _convolution(2, input, weight, stride, padding, dilation, groups)
 
 
-@rule(torch.conv3d)
+@rule(torch.conv3d, cases=lambda rand: _cases(rand, 3))
 def conv3d(
     input: Tensor,
     weight: Tensor,
@@ -184,7 +209,7 @@ def conv3d(
     return _convolution(3, input, weight, stride, padding, dilation, groups)
 
 
-@rule(torch.conv_transpose1d)
+@rule(torch.conv_transpose1d, cases=lambda rand: _transposed_cases(rand, 1))
 def conv_transpose1d(
     input: Tensor,
     weight: Tensor,
@@ -199,7 +224,7 @@ def conv_transpose1d(
     return _transposed(1, input, weight, bias, stride, padding, groups, dilation)
 
 
-@rule(torch.conv_transpose2d)
+@rule(torch.conv_transpose2d, cases=lambda rand: _transposed_cases(rand, 2))
 def conv_transpose2d(
     input: Tensor,
     weight: Tensor,
@@ -214,7 +239,7 @@ def conv_transpose2d(
     return _transposed(2, input, weight, bias, stride, padding, groups, dilation)
 
 
-@rule(torch.conv_transpose3d)
+@rule(torch.conv_transpose3d, cases=lambda rand: _transposed_cases(rand, 3))
 def conv_transpose3d(
     input: Tensor,
     weight: Tensor,

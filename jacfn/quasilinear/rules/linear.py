@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jacfn.quasilinear.factors import Matmul, Shift
+from jacfn.quasilinear.rules._cases import call
 from jacfn.quasilinear.rules._contraction import LETTERS, contraction
 from jacfn.quasilinear.rules._registry import Use, rule
 
@@ -26,7 +27,16 @@ class Rows:
         return delta.reshape(*delta.shape[:2], 1, delta.shape[2:-1].numel(), delta.shape[-1])
 
 
-@rule(F.linear)
+@rule(
+    F.linear,
+    cases=lambda rand: [
+        call(rand(3), rand(2, 3), rand(2)),
+        call(rand(4, 2, 3), rand(2, 3)),
+        call(rand(0, 3), rand(2, 3), rand(2)),
+        call(input=rand(4, 3), weight=rand(2, 3), bias=rand(2)),
+        call(rand(4, 3), rand(2, 3), rand(1)),
+    ],
+)
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> dict[str, Use]:
     """``y = x Wᵀ + b``."""
     batch = LETTERS[: input.ndim - 1]
@@ -38,7 +48,14 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> dict[st
     }
 
 
-@rule(F.bilinear, torch.bilinear)
+@rule(
+    F.bilinear,
+    torch.bilinear,
+    cases=lambda rand: [
+        call(rand(2), rand(3), rand(4, 2, 3), rand(4)),
+        call(rand(3, 5, 2), rand(3, 5, 3), rand(4, 2, 3), None),
+    ],
+)
 def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> dict[str, Use]:
     """``y_o = x1ᵀ W_o x2 + b_o``: the weight, flattened, meets the outer products of both inputs."""
 

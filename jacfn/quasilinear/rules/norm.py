@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jacfn.quasilinear.factors import Scale, Shift
+from jacfn.quasilinear.rules._cases import call
 from jacfn.quasilinear.rules._registry import Use, rule
 
 
@@ -20,7 +21,14 @@ def _per_channel(input: Tensor) -> tuple[int, ...]:
     return (input.shape[1], *(1,) * (input.ndim - 2))
 
 
-@rule(F.layer_norm)
+@rule(
+    F.layer_norm,
+    cases=lambda rand: [
+        call(rand(2, 3), (3,), rand(3), rand(3)),
+        call(rand(4, 2, 3), [2, 3], rand(2, 3), eps=0.1),
+        call(rand(4, 3), (3,), None, rand(3)),
+    ],
+)
 def layer_norm(
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -32,7 +40,7 @@ def layer_norm(
     return _affine(tuple(normalized_shape), lambda: F.layer_norm(input, normalized_shape, None, None, eps))
 
 
-@rule(torch.layer_norm)
+@rule(torch.layer_norm, cases=lambda rand: [call(rand(2, 3), (3,), rand(3), rand(3), 0.1)])
 def raw_layer_norm(
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -42,10 +50,14 @@ def raw_layer_norm(
     cudnn_enable: bool = True,
 ) -> dict[str, Use]:
     """The same."""
-    return layer_norm(input, normalized_shape, weight, bias, eps)
+    return _affine(tuple(normalized_shape), lambda: F.layer_norm(input, normalized_shape, None, None, eps))
 
 
-@rule(F.rms_norm, torch.rms_norm)
+@rule(
+    F.rms_norm,
+    torch.rms_norm,
+    cases=lambda rand: [call(rand(2, 3), (3,), rand(3)), call(rand(4, 2, 3), (2, 3), rand(2, 3), eps=0.1)],
+)
 def rms_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> dict[str, Use]:
@@ -53,7 +65,14 @@ def rms_norm(
     return _affine(tuple(normalized_shape), lambda: F.rms_norm(input, normalized_shape, None, eps))
 
 
-@rule(F.group_norm)
+@rule(
+    F.group_norm,
+    cases=lambda rand: [
+        call(rand(2, 4, 3), 2, rand(4), rand(4)),
+        call(rand(2, 4), 1, rand(4), rand(4)),
+        call(rand(1, 2, 2, 3), 2, rand(2), None, eps=0.1),
+    ],
+)
 def group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> dict[str, Use]:
@@ -61,7 +80,14 @@ def group_norm(
     return _affine(_per_channel(input), lambda: F.group_norm(input, num_groups, None, None, eps))
 
 
-@rule(F.instance_norm)
+@rule(
+    F.instance_norm,
+    cases=lambda rand: [
+        call(rand(2, 3, 4), weight=rand(3), bias=rand(3)),
+        call(rand(1, 2, 2, 3), weight=rand(2), eps=0.1),
+        call(rand(1, 3, 4), rand(3), rand(3).abs(), rand(3), rand(3), use_input_stats=False),
+    ],
+)
 def instance_norm(
     input: Tensor,
     running_mean: Tensor | None = None,
@@ -81,7 +107,14 @@ def instance_norm(
     )
 
 
-@rule(F.batch_norm)
+@rule(
+    F.batch_norm,
+    cases=lambda rand: [
+        call(rand(2, 3), rand(3), rand(3).abs(), rand(3), rand(3)),
+        call(rand(1, 3, 2, 2), rand(3), rand(3).abs(), rand(3), None, eps=0.1),
+        call(rand(3, 2), None, None, rand(2), rand(2), training=True),
+    ],
+)
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None,

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from jacfn.quasilinear.factors import Scale, Shift
+from jacfn.quasilinear.rules._cases import call
 from jacfn.quasilinear.rules._contraction import LETTERS, contraction
 from jacfn.quasilinear.rules._registry import Use, expansion, rule
 
 
 def _product(left: Tensor, right: Tensor, factor: float = 1.0) -> tuple[Use, Use]:
     """The uses of both sides of ``factor * left @ right``, with broadcast batches in front."""
-    batch = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    batch: torch.Size = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])  # type: ignore[no-untyped-call]
     letters = LETTERS[: len(batch)]
     m = "m" if left.ndim > 1 else ""
     n = "n" if right.ndim > 1 else ""
@@ -34,49 +35,79 @@ def _product(left: Tensor, right: Tensor, factor: float = 1.0) -> tuple[Use, Use
     return use(left, m + "k", right, "k" + n), use(right, "k" + n, left, m + "k")
 
 
-@rule(torch.matmul, Tensor.matmul, Tensor.__matmul__)
+@rule(
+    torch.matmul,
+    Tensor.matmul,
+    Tensor.__matmul__,
+    cases=lambda rand: [
+        call(rand(2, 3), rand(3, 4)),
+        call(rand(3), rand(3, 2)),
+        call(rand(2, 3), rand(3)),
+        call(rand(3), rand(3)),
+        call(rand(5, 1, 2, 3), rand(4, 3, 2)),
+        call(rand(4, 2, 3), rand(3)),
+        call(rand(3), rand(4, 3, 2)),
+        call(rand(1, 2, 3), rand(4, 3, 2)),
+    ],
+)
 def matmul(input: Tensor, other: Tensor) -> dict[str, Use]:
     """``A B``."""
     left, right = _product(input, other)
     return {"input": left, "other": right}
 
 
-@rule(Tensor.__rmatmul__)
+@rule(Tensor.__rmatmul__, cases=lambda rand: [call(rand(3, 4), rand(2, 3)), call(rand(3, 2), rand(3))])
 def rmatmul(self: Tensor, other: Tensor) -> dict[str, Use]:
     """``B A``."""
     left, right = _product(other, self)
     return {"other": left, "self": right}
 
 
-@rule(torch.mm, Tensor.mm, torch.bmm, Tensor.bmm)
+@rule(torch.mm, Tensor.mm, cases=lambda rand: [call(rand(2, 3), rand(3, 4)), call(rand(1, 1), rand(1, 2))])
+@rule(torch.bmm, Tensor.bmm, cases=lambda rand: [call(rand(2, 2, 3), rand(2, 3, 4))])
 def mm(input: Tensor, mat2: Tensor) -> dict[str, Use]:
     """``A B``, one matrix or a batch of them."""
     left, right = _product(input, mat2)
     return {"input": left, "mat2": right}
 
 
-@rule(torch.mv, Tensor.mv)
+@rule(torch.mv, Tensor.mv, cases=lambda rand: [call(rand(2, 3), rand(3))])
 def mv(input: Tensor, vec: Tensor) -> dict[str, Use]:
     """``A v``."""
     left, right = _product(input, vec)
     return {"input": left, "vec": right}
 
 
-@rule(torch.dot, Tensor.dot)
+@rule(torch.dot, Tensor.dot, cases=lambda rand: [call(rand(3), rand(3))])
 def dot(input: Tensor, tensor: Tensor) -> dict[str, Use]:
     """``u · v``."""
     left, right = _product(input, tensor)
     return {"input": left, "tensor": right}
 
 
-@rule(torch.addmm, Tensor.addmm)
+@rule(
+    torch.addmm,
+    Tensor.addmm,
+    cases=lambda rand: [
+        call(rand(2, 4), rand(2, 3), rand(3, 4)),
+        call(rand(4), rand(2, 3), rand(3, 4), beta=0.5, alpha=2.0),
+        call(rand(2, 1), rand(2, 3), rand(3, 4), beta=0),
+    ],
+)
 def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, beta: float = 1, alpha: float = 1) -> dict[str, Use]:
     """``beta C + alpha A B``."""
     left, right = _product(mat1, mat2, alpha)
     return {"input": _addend(input, beta), "mat1": left, "mat2": right}
 
 
-@rule(torch.baddbmm, Tensor.baddbmm)
+@rule(
+    torch.baddbmm,
+    Tensor.baddbmm,
+    cases=lambda rand: [
+        call(rand(5, 2, 4), rand(5, 2, 3), rand(5, 3, 4)),
+        call(rand(2, 1), rand(5, 2, 3), rand(5, 3, 4), beta=0.5, alpha=2.0),
+    ],
+)
 def baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, beta: float = 1, alpha: float = 1) -> dict[str, Use]:
     """``beta C + alpha A B``, a batch of matrices."""
     left, right = _product(batch1, batch2, alpha)
@@ -88,7 +119,18 @@ def _addend(input: Tensor, beta: float) -> Use:
     return Use(Shift(shape), None) if beta == 1 else Use(Scale(shape), lambda: input.new_full((), beta))
 
 
-@rule(torch.einsum)
+@rule(
+    torch.einsum,
+    cases=lambda rand: [
+        call("ti,oi->to", rand(2, 3), rand(4, 3)),
+        call("iaj,ti->tja", rand(3, 2, 4), rand(2, 3)),
+        call("i,ij,...j->...", rand(3), rand(3, 4), rand(2, 4)),
+        call("gti,goi->gto", rand(2, 3, 4), rand(2, 5, 4)),
+        call("ij,jk", rand(2, 3), rand(3, 2)),
+        call("...i, ij -> ...j", rand(2, 2, 3), rand(3, 2)),
+        call("i,j->ji", rand(2), rand(3)),
+    ],
+)
 def einsum(equation: str, *operands: Tensor) -> dict[tuple[str, int], Use]:
     """A sum of products: each operand meets the product of the others."""
     parsed = _letters(equation, operands)
@@ -111,7 +153,7 @@ def einsum(equation: str, *operands: Tensor) -> dict[tuple[str, int], Use]:
 
 
 def _letters(equation: str, operands: tuple[Any, ...]) -> tuple[list[str], str] | None:
-    """The letters of each operand and of the output, ellipses written out; None where one operand has a letter twice."""
+    """The letters of each operand and of the output, ellipses written out; None for what is no plain product."""
     if not all(isinstance(operand, Tensor) for operand in operands):
         return None
     left, arrow, output = equation.replace(" ", "").partition("->")
@@ -139,7 +181,16 @@ def _letters(equation: str, operands: tuple[Any, ...]) -> tuple[list[str], str] 
     return spelt, output.replace("...", "".join(free[:longest][::-1]))
 
 
-@expansion(torch.tensordot)
+@expansion(
+    torch.tensordot,
+    cases=lambda rand: [
+        call(rand(2, 3), rand(3, 4), 1),
+        call(rand(2, 3, 4), rand(3, 4), dims=2),
+        call(rand(2, 3), rand(4, 3, 2), dims=([1], [1])),
+        call(rand(2, 3, 4), rand(4, 5, 2), dims=([0, -1], [2, 0])),
+        call(rand(2), rand(3), dims=0),
+    ],
+)
 def tensordot(a: Tensor, b: Tensor, dims: Any = 2, out: None = None) -> Tensor:
     """Axes of both that are summed over, as a matrix product."""
     if isinstance(dims, int):

@@ -10,10 +10,19 @@ from torch.nn import functional as F
 
 from jacfn._errors import JacfnError
 from jacfn.quasilinear.factors import Gather
+from jacfn.quasilinear.rules._cases import call
 from jacfn.quasilinear.rules._registry import Use, rule
 
 
-@rule(F.embedding)
+@rule(
+    F.embedding,
+    cases=lambda rand: [
+        call(rand.below(4, 3), rand(4, 2)),
+        call(rand.below(4, 3, 2), rand(4, 2), padding_idx=1),
+        call(rand.below(4, 5), rand(4, 2), padding_idx=-1),
+        call(rand.below(4), rand(4, 2)),
+    ],
+)
 def embedding(
     input: Tensor,
     weight: Tensor,
@@ -36,7 +45,10 @@ def embedding(
     return {"weight": Use(Gather(weight.shape[0], padding_idx), input)}
 
 
-@rule(torch.embedding)
+@rule(
+    torch.embedding,
+    cases=lambda rand: [call(rand(4, 2), rand.below(4, 3)), call(rand(4, 2), rand.below(4, 2, 2), padding_idx=1)],
+)
 def raw_embedding(
     weight: Tensor,
     indices: Tensor,
@@ -50,7 +62,14 @@ def raw_embedding(
     return {"weight": Use(Gather(weight.shape[0], None if padding_idx < 0 else padding_idx), indices)}
 
 
-@rule(Tensor.__getitem__)
+@rule(
+    Tensor.__getitem__,
+    cases=lambda rand: [
+        call(rand(4, 2), rand.below(4, 3)),
+        call(rand(4, 2, 2), rand.below(4, 2, 3) - 4),
+        call(rand(4), rand.below(4, 1)),
+    ],
+)
 def getitem(self: Tensor, index: Any) -> dict[str, Use]:
     """``W[index]`` with a tensor of integers."""
     if not isinstance(index, Tensor) or index.dtype in (torch.bool, torch.uint8):
@@ -58,7 +77,7 @@ def getitem(self: Tensor, index: Any) -> dict[str, Use]:
     return {"self": Use(Gather(self.shape[0]), index)}
 
 
-@rule(torch.index_select, Tensor.index_select)
+@rule(torch.index_select, Tensor.index_select, cases=lambda rand: [call(rand(4, 2), 0, rand.below(4, 3))])
 def index_select(input: Tensor, dim: int, index: Tensor) -> dict[str, Use]:
     """``W[index]`` along the first axis."""
     return {"input": Use(Gather(input.shape[0]), index)} if dim == 0 else {}
