@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
-from jacfn._binding import Argnums, bind
+from jacfn._binding import Argnums, Bound, bind
 from jacfn._errors import JacfnValueError
 from jacfn._evaluate import Options
 from jacfn._memory import Budget, log
 from jacfn._selection import Selection
 from jacfn.dense import jac_fwd, jac_rev
+from jacfn.quasilinear.structure import Structure
 from jacfn.quasilinear.transform import jac_quasilinear, known_structure
 
 Method = Literal["auto", "rev", "fwd", "quasilinear"]
@@ -88,14 +89,31 @@ def jacobian(
             chosen = "fwd"
         elif method == "auto":
             bound = bind(fn, argnums, args, kwargs, has_aux=has_aux, in_dims=in_dims)
-            structure = known_structure(bound, options)
-            width = sum(leaf.size for leaf in bound.leaf_types)
-            closed = "quasilinear" if structure.claims else "rev"
-            chosen = "fwd" if rows is None and width < structure.rows else closed
-            log.debug("jacobian: %s, for %d rows and %d columns", chosen, structure.rows, width)
+            chosen, why, _ = choose_method(bound, options, rows=rows)
+            log.debug("jacobian: %s, %s", chosen, why)
         return transforms[chosen](*args, **kwargs)
 
     return transformed
+
+
+class Choice(NamedTuple):
+    """The method that ``"auto"`` takes, and why."""
+
+    method: str
+    why: str
+    structure: Structure
+
+
+def choose_method(bound: Bound, options: Options, *, rows: Selection = None) -> Choice:
+    """Count passes: one a column, or one a row; see :func:`jacobian`."""
+    structure = known_structure(bound, options)
+    columns = sum(leaf.size for leaf in bound.leaf_types)
+    counts = f"for {structure.rows} rows and {columns} columns"
+    if rows is None and columns < structure.rows:
+        return Choice("fwd", counts, structure)
+    if structure.claims:
+        return Choice("quasilinear", f"{counts}, with closed forms", structure)
+    return Choice("rev", f"{counts}, without closed forms", structure)
 
 
 def _check(method: str, rows: Selection, columns: Selection) -> None:

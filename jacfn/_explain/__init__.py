@@ -1,0 +1,1 @@
+"""What the transforms would do with a function, told before they do it (L3)."""
