@@ -5,14 +5,14 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
 
 project = "jacfn"
 author = "The jacfn developers"
 project_copyright = "2026, The jacfn developers"
 release = version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.doctest", "sphinx.ext.napoleon"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.doctest", "sphinx.ext.napoleon", "coverage_table"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"jacfn {release}"

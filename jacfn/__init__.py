@@ -1,16 +1,21 @@
 """Jacobians as pure-function transforms on ``torch.func``."""
 
 from jacfn._errors import JacfnError, JacfnTypeError, JacfnValueError
+from jacfn._explain.explain import explain
+from jacfn._explain.plan import Plan
 from jacfn._products import pullback, pushforward
 from jacfn.auto import jacobian
 from jacfn.dense import jac_fwd, jac_rev
 from jacfn.functional import make_functional
+from jacfn.quasilinear.rules.register import register_expansion, register_rule
 from jacfn.quasilinear.transform import jac_quasilinear
 
 __all__ = [
     "JacfnError",
     "JacfnTypeError",
     "JacfnValueError",
+    "Plan",
+    "explain",
     "jac_fwd",
     "jac_quasilinear",
     "jac_rev",
@@ -18,5 +23,7 @@ __all__ = [
     "make_functional",
     "pullback",
     "pushforward",
+    "register_expansion",
+    "register_rule",
 ]
 __version__ = "0.1.0"

@@ -130,16 +130,16 @@ class Bound:
         """The sample axis of each differentiated leaf, as vmap takes it."""
         return [0 if mapped else None for mapped in self.leaves_mapped]
 
-    def expanded_leaves(self) -> list[Tensor]:
+    def expanded(self, leaves: Sequence[Tensor]) -> list[Tensor]:
         """Every leaf as a new tensor on the same memory, with a sample axis when there are samples.
 
         A shared leaf has it in stride zero.
         """
         if self.samples is None:
-            return [leaf.view_as(leaf) for leaf in self.leaves]
+            return [leaf.view_as(leaf) for leaf in leaves]
         return [
             leaf if mapped else leaf.expand(self.samples, *leaf.shape)
-            for leaf, mapped in zip(self.leaves, self.leaves_mapped, strict=True)
+            for leaf, mapped in zip(leaves, self.leaves_mapped, strict=True)
         ]
 
     def clone(self) -> Bound:

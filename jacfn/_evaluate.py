@@ -204,17 +204,18 @@ def _run_backing_off(method: Method, bound: Bound, options: Options, chunks: Chu
         try:
             return _run(method, bound, options, chunks, tracking)
         except torch.OutOfMemoryError:
-            samples = chunks.samples or 1
-            if options.chunk_size is not None or tracking == "on" or (samples == 1 and chunks.rows == 1):
+            if options.chunk_size is not None or tracking == "on" or ((chunks.samples or 1) == 1 and chunks.rows == 1):
                 raise
-            torch.cuda.empty_cache()
-            rows = min(chunks.rows, 1 << 10)
-            chunks = (
-                dataclasses.replace(chunks, samples=samples // 2)
-                if samples > 1
-                else dataclasses.replace(chunks, rows=max(rows // 2, 1))
-            )
-            log.warning("%s: out of memory, trying again with chunk %s", method.name, chunks)
+        # Not before the error is gone: the frames of its traceback hold what had been computed.
+        torch.cuda.empty_cache()
+        chunks = _halved(chunks)
+        log.warning("%s: out of memory, trying again with chunk %s", method.name, chunks)
+
+
+def _halved(chunks: Chunks) -> Chunks:
+    if chunks.samples is not None and chunks.samples > 1:
+        return dataclasses.replace(chunks, samples=chunks.samples // 2)
+    return dataclasses.replace(chunks, rows=max(min(chunks.rows, 1 << 10) // 2, 1))
 
 
 def _run(

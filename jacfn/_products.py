@@ -109,7 +109,8 @@ def start_reverse(
     if block.samples is None or block.samples == 1:
         one = block.only_sample()
         # One sample is not mapped, so vmap does not see to the randomness.
-        with refuse_unannounced("same" if block.samples is None else options.randomness, one.leaves):
+        randomness = "same" if block.samples is None else options.randomness
+        with refuse_unannounced(randomness, one.leaves), _recording(options):
             linear, side = linearise(one.leaves, one.data)
         chunks = (
             (low, high, [grad.unsqueeze(0) for grad in linear.pull(side.basis(low, high))])
@@ -128,7 +129,8 @@ def start_reverse(
         rows = [torch.cat(chunks) if len(chunks) > 1 else chunks[0] for chunks in zip(*parts, strict=True)]
         return rows or empty, linear.value, linear.aux
 
-    rows, value, aux = block.vmapped(all_rows, options.randomness)(block.leaves, block.data)
+    with _recording(options):
+        rows, value, aux = block.vmapped(all_rows, options.randomness)(block.leaves, block.data)
     side = sides[0]
     return Evaluation(side, others, value, aux, iter([(0, side.total, rows)] if side.total else []))
 
@@ -149,13 +151,14 @@ def start_forward(
         if draw is not None:
             draw.rewind()  # all chunks belong to one draw of a random function
         tangents = _for_all_samples(block, side.basis(low, high))
-        with refuse_unannounced(options.randomness, everything):
+        with refuse_unannounced(options.randomness, everything), _recording(options):
             out, value, aux = push(lambda f: call(f, block.data), block.leaves, tangents, options.inner_randomness)
         return [leaf.unsqueeze(0) if block.samples is None else leaf.transpose(0, 1) for leaf in out], value, aux
 
     ranges = side.probes(columns_at_once) if probing else side.chunks(columns_at_once)
     if not ranges:
-        value, aux = call(block.leaves, block.data)
+        with _recording(options):
+            value, aux = call(block.leaves, block.data)
         return Evaluation(side, _types(block, value), value, aux, iter(()))
     first, value, aux = chunk_of(*ranges[0])
     waiting = [first]
@@ -167,6 +170,11 @@ def start_forward(
             yield low, high, chunk_of(low, high)[0]
 
     return Evaluation(side, _types(block, value), value, aux, chunks())
+
+
+def _recording(options: Options) -> contextlib.AbstractContextManager[None]:
+    """No graph of what ``fn`` closes over where the result is detached; torch.func records what it needs itself."""
+    return contextlib.nullcontext() if options.differentiable else torch.no_grad()
 
 
 def _for_all_samples(block: Bound, stacks: Stack) -> Stack:
@@ -216,7 +224,8 @@ def pullback(
     Returns:
         A tuple with the structure of ``primals``, every leaf ``(S, *in)``; ``(product, value)`` with ``return_value``,
         ``(product, aux)`` with ``has_aux``, ``(product, (value, aux))`` with both. One evaluation of ``fn`` and ``S``
-        reverse passes.
+        reverse passes. Where ``fn`` hands an argument through, the product may be ``cotangents`` itself, as that of
+        :func:`torch.func.vjp` is.
 
     Raises:
         JacfnError: an argument does not fit; the message names it.

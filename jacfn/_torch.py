@@ -6,8 +6,9 @@ in PyTorch is mended in one place. ``PRIVATE`` names every private attribute use
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch._dynamo  # torch.func imports it at first use: 66 MiB that a memory budget would have to answer for
@@ -22,6 +23,8 @@ from torch._C._functorch import (
     maybe_get_level,
 )
 from torch._functorch.autograd_function import custom_function_call
+from torch._library.custom_ops import CustomOpDef
+from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -29,7 +32,9 @@ __all__ = [
     "PRIVATE",
     "FakeTensor",
     "FakeTensorMode",
+    "Parameter",
     "TorchDispatchMode",
+    "as_called",
     "base_tensor",
     "custom_function_call",
     "derivative_levels",
@@ -39,6 +44,7 @@ __all__ = [
     "is_active",
     "is_mapped",
     "is_wrapped",
+    "parameters_of",
     "torch_registration",
     "transform_depth",
     "version",
@@ -56,6 +62,9 @@ PRIVATE: tuple[str, ...] = (
     "torch._C._functorch.is_functorch_wrapped_tensor",
     "torch._C._functorch.maybe_get_level",
     "torch._functorch.autograd_function.custom_function_call",
+    "torch._library.custom_ops.CustomOpDef",
+    "torch._ops.OpOverload",
+    "torch._ops.OpOverloadPacket",
     "torch._subclasses.fake_tensor.FakeTensor",
     "torch._subclasses.fake_tensor.FakeTensorMode",
     "torch.utils._python_dispatch.TorchDispatchMode",
@@ -150,3 +159,60 @@ def torch_registration(
     if node is None:
         return None
     return cast("Callable[[Any], tuple[Any, Any]]", node.flatten_fn), node.unflatten_fn
+
+
+class Parameter(NamedTuple):
+    """Of an operation."""
+
+    name: str | None  # None where it is given by position alone
+    required: bool
+    by_position: bool
+
+
+def as_called(operation: Any) -> list[Callable[..., Any]]:
+    """What a torch-function mode sees when ``operation`` is called; empty where it sees nothing.
+
+    Of a custom autograd Function it sees ``custom_function_call`` with the class, which is what is given here. Plain
+    Python functions are seen if they ask for it by ``handle_torch_function``.
+    """
+    if isinstance(operation, CustomOpDef):
+        operation = operation._opoverload
+    if isinstance(operation, OpOverload):
+        packet = operation.overloadpacket
+        return [operation, packet] if len(_overloads(packet)) == 1 else [operation]
+    if isinstance(operation, OpOverloadPacket):
+        return [operation, *_overloads(operation)]
+    owner = getattr(operation, "__self__", None) if inspect.ismethod(operation) else operation
+    if isinstance(owner, type):
+        if issubclass(owner, torch.autograd.Function) and operation in (owner, owner.apply):
+            return [owner]
+        return []
+    if inspect.isfunction(operation):
+        seen = operation.__module__.split(".")[0] == "torch" or "handle_torch_function" in operation.__code__.co_names
+        return [operation] if seen else []
+    kinds = (inspect.isbuiltin, inspect.ismethoddescriptor, lambda x: type(x) is type("".__len__))
+    return [operation] if any(kind(operation) for kind in kinds) else []
+
+
+def _overloads(packet: OpOverloadPacket) -> list[Callable[..., Any]]:
+    names: list[str] = packet.overloads()  # type: ignore[no-untyped-call]
+    return [getattr(packet, name) for name in names]
+
+
+def parameters_of(operation: Callable[..., Any]) -> list[Parameter] | None:
+    """The parameters of an operation as a torch-function mode sees it; None where nobody knows."""
+    if isinstance(operation, OpOverload):
+        arguments = operation._schema.arguments
+        return [Parameter(x.name, not x.has_default_value(), not x.kwarg_only) for x in arguments]
+    if isinstance(operation, type) and issubclass(operation, torch.autograd.Function):
+        operation = operation.forward
+    try:
+        parameters = inspect.signature(operation).parameters.values()
+    except (TypeError, ValueError):  # builtin
+        return None
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+        return None
+    return [
+        Parameter(None if p.kind is p.POSITIONAL_ONLY else p.name, p.default is p.empty, p.kind is not p.KEYWORD_ONLY)
+        for p in parameters
+    ]

@@ -507,6 +507,7 @@ NEIGHBOURS: dict[str, Function] = {
         torch.stack([_reflections(x), _reflections(x * x)]), x[:6].reshape(2, 3)
     ),
     "weight_norm along the last axis": lambda x: weight_norm(x.reshape(3, 3), x[:3].reshape(1, 3), 1),
+    "weight_norm of a vector": lambda x: weight_norm(x + 3, x.cos(), 0),
     "weight_norm of the whole": lambda x: weight_norm(x.reshape(3, 3), x[0], -1),
     "product of groups": lambda x: (
         x[:4].reshape(2, 2).scatter_reduce(1, GROUPS[:6].reshape(2, 3) % 2, x[3:].reshape(2, 3), "prod")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -495,3 +496,21 @@ def test_result_may_be_changed_in_place(transform: Any) -> None:
     jac = transform(lambda x: x.sum(), in_dims=0)(torch.ones(4, 3))
     jac[0, 0] = 5
     torch.testing.assert_close(jac[1], torch.ones(3))
+
+
+def test_out_of_memory_frees_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache is emptied when the failed attempt holds nothing any more."""
+    held: list[weakref.ref[Tensor]] = []
+    alive: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.extend(ref() is not None for ref in held))
+
+    def fn(x: Tensor) -> Tensor:
+        y = x.sin()
+        if not held:
+            held.append(weakref.ref(y))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return y
+
+    x = torch.randn(3)
+    torch.testing.assert_close(jac_fwd(fn)(x), torch.diag(x.cos()))
+    assert alive == [False]

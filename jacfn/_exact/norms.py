@@ -72,9 +72,10 @@ NESTED[torch.instance_norm] = refused("torch.instance_norm", "torch.nn.functiona
 @replaces(ALWAYS, weight_norm)
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """The fused kernel has no jvp, no batching rule, and a wrong second derivative."""
-    axes = tuple(axis for axis in range(v.ndim) if dim == -1 or axis != dim % v.ndim)  # -1 stands for no axis
-    length: Tensor = torch.linalg.vector_norm(v, 2, axes, keepdim=True)
-    return v * (g / length)
+    axes = [axis for axis in range(v.ndim) if dim == -1 or axis != dim % v.ndim]  # -1 stands for no axis
+    v, g, axes = v.unsqueeze(-1), g.unsqueeze(-1), [*axes, -1]  # no axes would mean all of them
+    unit = v / v.detach().abs().amax(axes, keepdim=True)  # squares neither overflow nor vanish
+    return (unit * (g / unit.square().sum(axes, keepdim=True).sqrt())).squeeze(-1)
 
 
 def _standardise(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:

@@ -8,8 +8,10 @@ still exact: the two parts are a sum over uses, which is what a total derivative
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from jacfn._errors import JacfnError
+from jacfn._errors import JacfnError, JacfnTypeError
 from jacfn._exact import ExactKernels
-from jacfn._torch import is_active, is_mapped, is_wrapped, transform_depth
+from jacfn._torch import custom_function_call, is_active, is_mapped, is_wrapped, transform_depth
 from jacfn.quasilinear.derived import ELEMENTWISE, PURE, STRUCTURE, slotted, tensors_in
 from jacfn.quasilinear.records import Claim, Derivation, Record
 from jacfn.quasilinear.rules import EXPANSIONS, RULES, Rule, Use, find
@@ -50,8 +52,12 @@ class Capture(TorchFunctionMode):
     ) -> Any:
         """Claim the call, or let it through as it is."""
         kwargs = kwargs or {}
-        self._refuse_autograd(func, args)
-        found = self._sources((*args, *kwargs.values()))
+        operation = func
+        if func is custom_function_call:  # rules are registered for the class
+            operation, func, args = args[0], args[0].apply, args[1:]
+        if func is torch.autograd.grad or func is Tensor.backward:
+            self._refuse_autograd(args)
+        found = self._record.sources(args) + (self._record.sources(kwargs.values()) if kwargs else [])
         if not found:
             return func(*args, **kwargs)
         self._refuse_in_place(func, args)
@@ -65,13 +71,13 @@ class Capture(TorchFunctionMode):
         if here and all(self._record.unchanged(source) for source in found):
             if self._derives(func, args, kwargs, found):
                 return self._derive(func, args, kwargs, found)
-            expand = find(EXPANSIONS, func)
+            expand = find(EXPANSIONS, operation)
             if expand is not None:
                 with self, ExactKernels():
                     result = expand(*args, **kwargs)
                 if result is not NotImplemented:
                     return result
-            rule = find(RULES, func)
+            rule = find(RULES, operation)
             if rule is not None and rule.fits(args, kwargs):
                 return self._claim(func, rule, args, kwargs)
         return self._let_through(func, args, kwargs)
@@ -106,7 +112,12 @@ class Capture(TorchFunctionMode):
         new_kwargs = {name: outer(name, value) for name, value in kwargs.items()}
         if not claimed:
             return self._let_through(func, args, kwargs)
-        result = func(*new_args, **new_kwargs)
+        result = (rule.evaluate or func)(*new_args, **new_kwargs)
+        if not isinstance(result, Tensor):
+            raise JacfnTypeError(
+                f"the rule {rule.name} is for an operation that returns {type(result).__name__}: rules are for one "
+                "tensor; say by jacfn.register_expansion what the operation consists of"
+            )
         inputs = [use.input() if callable(use.input) else use.input for _, use in claimed]
         dtypes = [x.dtype for x in inputs if x is not None and x.is_floating_point()]
         dtypes += [record.aliases[source].dtype for source, _ in claimed]
@@ -166,10 +177,6 @@ class Capture(TorchFunctionMode):
 
     # --- bookkeeping
 
-    def _sources(self, values: Sequence[Any]) -> list[int]:
-        found = [self._record.source(x) for x in _flat(values) if isinstance(x, Tensor)]
-        return [source for source in found if source is not None]
-
     def _is_leaf(self, value: Any) -> bool:
         return any(value is alias for alias in self._record.aliases[: self._leaves])
 
@@ -182,35 +189,29 @@ class Capture(TorchFunctionMode):
         if args and not torch.compiler.is_compiling() and func in _IN_PLACE and self._is_leaf(args[0]):
             raise _changed_in_place(self._describe(func))
 
-    def _refuse_autograd(self, func: Any, args: tuple[Any, ...]) -> None:
+    def _refuse_autograd(self, args: tuple[Any, ...]) -> None:
         if torch.compiler.is_compiling() or transform_depth() != self._depth:
             return
-        if func is Tensor.backward or func is torch.autograd.grad:
-            if not any(is_active(x) for x in _flat(args) if isinstance(x, Tensor)):
-                return  # a transform's own, which fn uses
+        if any(is_active(x) for x in _flat(args) if isinstance(x, Tensor)):  # else a transform's own, which fn uses
             raise JacfnError(
                 "fn calls torch.autograd, which does not see the derivatives of claimed parameters: use torch.func "
                 "inside fn (grad, jvp, vjp), or jac_rev"
             )
 
     def _note_others(self, func: Any, values: Sequence[Any]) -> None:
-        for source in self._sources(values):
+        for source in self._record.sources(values):
             self._record.other.setdefault(source, self._describe(func))
 
     def _describe(self, func: Any) -> str:
         if torch.compiler.is_compiling():
             return "an operation"
-        name = resolve_name(func) or getattr(func, "__name__", str(func))
+        owner = getattr(func, "__self__", None)  # of the apply of a custom Function
+        name = resolve_name(func) or getattr(owner if isinstance(owner, type) else func, "__name__", str(func))
         if transform_depth() != self._depth:
             name = f"{name}, inside a transform,"
         if not self._call_sites:
             return str(name)
-        package = __name__.split(".")[0]
-        frames = [
-            frame
-            for frame in traceback.extract_stack()
-            if f"/{package}/" not in frame.filename and "/torch/" not in frame.filename
-        ]
+        frames = [frame for frame in traceback.extract_stack() if not frame.filename.startswith(_LIBRARIES)]
         return f"{name} at {frames[-1].filename}:{frames[-1].lineno}" if frames else str(name)
 
 
@@ -244,3 +245,4 @@ def _in_place_functions() -> frozenset[Callable[..., Any]]:
 
 
 _IN_PLACE = _in_place_functions()
+_LIBRARIES = (str(Path(__file__).parents[1]) + os.sep, str(Path(torch.__file__).parent) + os.sep)

@@ -31,7 +31,7 @@ def self_check(bound: Bound, structure: Structure, options: Options) -> None:
         values: list[Tensor] = one.vmapped(one.call, options.randomness, *dims)(list(leaves), one.data)[0]
         return values
 
-    _, vjp = torch.func.vjp(plain, *one.expanded_leaves())  # type: ignore[misc]
+    _, vjp = torch.func.vjp(plain, *one.expanded(one.leaves))  # type: ignore[misc]
     with torch.no_grad():
         wanted = vjp(cotangents)
     for name, rows, grad in zip(one.names, got, wanted, strict=True):

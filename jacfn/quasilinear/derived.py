@@ -27,10 +27,10 @@ _STRUCTURE = """
 """
 _ELEMENTWISE = """
     add __add__ __radd__ sub subtract __sub__ __rsub__ rsub mul multiply __mul__ __rmul__ div divide true_divide
-    __truediv__ __rtruediv__ __rdiv__ neg negative __neg__ pow __pow__ __rpow__ square sqrt rsqrt reciprocal exp exp2 expm1
-    log log1p log2 abs absolute __abs__ sin cos tan tanh sinh cosh atan asin acos arctan sigmoid logit logsigmoid relu
-    leaky_relu elu selu gelu silu softplus softsign hardtanh hardsigmoid hardswish clamp clip clamp_min clamp_max maximum
-    minimum where addcmul addcdiv lerp erf erfc
+    __truediv__ __rtruediv__ __rdiv__ neg negative __neg__ pow __pow__ __rpow__ square sqrt rsqrt reciprocal exp exp2
+    expm1 log log1p log2 abs absolute __abs__ sin cos tan tanh sinh cosh atan asin acos arctan sigmoid logit
+    logsigmoid relu leaky_relu elu selu gelu silu softplus softsign hardtanh hardsigmoid hardswish clamp clip clamp_min
+    clamp_max maximum minimum where addcmul addcdiv lerp erf erfc
 """
 _OTHERS = """
     sum mean prod norm amax amin max min logsumexp cumsum cumprod softmax log_softmax normalize var std

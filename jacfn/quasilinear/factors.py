@@ -50,30 +50,28 @@ class Matmul:
         """``(N, G, T, I)``."""
         return self.layout.inputs(x)
 
-    def rows(self, delta: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """``(N, R, G, O, I)``, or ``(N, R, G, I, O)``, in ``out`` (contiguous) or in new memory."""
+    def rows(self, delta: Tensor, x: Tensor) -> Tensor:
+        """``(N, R, G, O, I)``, or ``(N, R, G, I, O)``, in new memory."""
         r, n, g, t, o = delta.shape
-        i = x.shape[-1]
         if t == 1:
-            return _outer(delta, x, self.swapped, out)
-        if g == 1 and out is not None and not self.swapped:
-            return _batched(delta[:, :, 0], x[:, 0], out)
+            return _outer(delta, x, self.swapped)
         if self.swapped:
             # (N, R, G, I, O) <- (N, 1, G, I, T) x (N, R, G, T, O)
-            product = x.transpose(-1, -2).unsqueeze(1) @ delta.transpose(0, 1)
-        else:
-            # (N, G, R·O, I) <- (N, G, R·O, T) x (N, G, T, I)
-            product = delta.permute(1, 2, 0, 4, 3).reshape(n, g, r * o, t) @ x
-            product = product.view(n, g, r, o, i).transpose(1, 2)
-        return product if out is None else out.copy_(product)
+            return x.transpose(-1, -2).unsqueeze(1) @ delta.transpose(0, 1)
+        # (N, G, R·O, I) <- (N, G, R·O, T) x (N, G, T, I)
+        product = delta.permute(1, 2, 0, 4, 3).reshape(n, g, r * o, t) @ x
+        return product.view(n, g, r, o, x.shape[-1]).transpose(1, 2)
 
     def write(self, delta: Tensor, x: Tensor, out: Tensor) -> None:
         """The same into ``out``, ``(N, R, *leaf)`` with contiguous leaves."""
         r, n, g, t, o = delta.shape
-        whole = out.view(n, r, g, *((x.shape[-1], o) if self.swapped else (o, x.shape[-1])))
-        if t == 1 or out.is_contiguous():
-            self.rows(delta, x, whole)
-        else:  # a batched product into strides is a loop over the batch
+        i = x.shape[-1]
+        whole = out.view(n, r, g, *((i, o) if self.swapped else (o, i)))
+        if t == 1:
+            _outer(delta, x, self.swapped, whole)
+        elif g == 1 and not self.swapped:
+            _batched(delta[:, :, 0].transpose(0, 1), x[:, 0], whole[:, :, 0])
+        else:
             whole.copy_(self.rows(delta, x))
 
 
@@ -238,22 +236,23 @@ def _outer(d: Tensor, x: Tensor, swapped: bool, out: Tensor | None = None) -> Te
     return torch.mul(left.unsqueeze(-1), right.unsqueeze(-2), out=out)
 
 
-def _batched(d: Tensor, x: Tensor, out: Tensor) -> Tensor:
-    """``(N, R, 1, O, I)`` in ``out`` by one batched product; ``d`` is ``(R, N, T, O)``, ``x`` is ``(N, T, I)``.
+def _batched(d: Tensor, x: Tensor, out: Tensor) -> None:
+    """``J[n,r,o,i] = sum_t d[n,r,t,o] x[n,t,i]`` into ``out``, whose samples are contiguous each.
 
-    Which operand is copied depends on how the cotangents lie: positions innermost (a convolution) makes R and O one
-    axis for free or by a plain copy; outputs innermost (a linear layer) would have to be transposed, so the input is
-    repeated instead.
+    Large products go sample by sample: all rows of a sample are one batched product that reads its input in place.
+    Small ones go all at once, with a copy of the input for every row.
     """
-    r, n, t, o = d.shape
+    n, r, t, o = d.shape
     i = x.shape[-1]
-    if d.stride(2) <= d.stride(3) or r == 1:
-        # (N, R·O, I) <- (N, R·O, T) x (N, T, I)
-        stacked = d.permute(1, 0, 3, 2).reshape(n, r * o, t)
-        torch.bmm(stacked, x, out=out.view(n, r * o, i))
+    if 2 * r * t * o * i > _LARGE or not out.is_contiguous():
+        for delta, one, rows in zip(d, x, out, strict=True):
+            # (R, O, I) <- (R, O, T) x (1, T, I)
+            torch.bmm(delta.transpose(1, 2), one.expand(r, t, i), out=rows)
     else:
         # (N·R, O, I) <- (N·R, O, T) x (N·R, T, I)
-        stacked = d.transpose(0, 1).reshape(n * r, t, o).transpose(1, 2)
+        stacked = d.reshape(n * r, t, o).transpose(1, 2)
         repeated = x.unsqueeze(1).expand(n, r, t, i).reshape(n * r, t, i)
         torch.bmm(stacked, repeated, out=out.view(n * r, o, i))
-    return out
+
+
+_LARGE = 1 << 20  # operations in the product of a sample; measured on two cores

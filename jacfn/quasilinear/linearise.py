@@ -18,12 +18,8 @@ from jacfn._tree import LeafType
 from jacfn.quasilinear.capture import Capture
 from jacfn.quasilinear.derived import leaves_behind, replay
 from jacfn.quasilinear.factors import Form, joined
-from jacfn.quasilinear.records import Record
-from jacfn.quasilinear.structure import Structure, level_of_samples
+from jacfn.quasilinear.structure import Structure, level_of_samples, mapped_leaves, new_record
 from jacfn.quasilinear.witness import scalar_like, witness
-
-# Measured by benchmarks.dense on two cores: cotangents pulled back at once.
-_CACHE = 2 << 20
 
 
 class StructureChangedError(Exception):
@@ -35,7 +31,7 @@ class LeafRows:
     """A chunk of the rows of one leaf: the sum over its claimed uses and of the ``rest``."""
 
     uses: list[tuple[Form, Tensor, Any]]  # (form, laid cotangents, prepared input)
-    rest: list[list[Tensor]]  # terms, each as parts (N, r, *leaf) one behind the other along the rows
+    rest: list[Tensor]  # other terms (N, R, *leaf)
     shape: tuple[int, ...]  # (N, R, *leaf)
     like: LeafType
     in_place: bool
@@ -52,19 +48,15 @@ class LeafRows:
                 form.write(delta, x, out)
             else:
                 out += form.rows(delta, x).reshape(self.shape)
-        for number, parts in enumerate(self.rest, start=len(self.uses)):
-            low = 0
-            for part in parts:
-                place = out.narrow(1, low, part.shape[1])
-                place.copy_(part) if number == 0 else place.add_(part)
-                low += part.shape[1]
+        for number, term in enumerate(self.rest, start=len(self.uses)):
+            out.copy_(term) if number == 0 else out.add_(term)
         if not self.uses and not self.rest:
             out.zero_()
 
     def dense(self) -> Tensor:
         """The sum in new memory."""
         terms = [form.rows(delta, x).reshape(self.shape) for form, delta, x in self.uses]
-        terms += [_join(parts, 1) for parts in self.rest]
+        terms += self.rest
         if not terms:
             return torch.zeros(self.shape, dtype=self.like.dtype, device=self.like.device)
         return sum(terms[1:], terms[0])
@@ -76,7 +68,7 @@ class LeafRows:
             return x.abs() if isinstance(x, Tensor) and x.is_floating_point() else x
 
         terms = [form.rows(delta.abs(), size(x)) for form, delta, x in self.uses]
-        terms += [part.abs() for parts in self.rest for part in parts]
+        terms += [term.abs() for term in self.rest]
         return max((term.nan_to_num(0, 0, 0).max().item() for term in terms if term.numel()), default=0.0)
 
 
@@ -89,7 +81,7 @@ class Factors:
         self._joined = [i for i, is_joined in enumerate(structure.joined) if is_joined]
         self._seen: set[int] = set()
         self._randomness = randomness
-        leaves = block.expanded_leaves()
+        leaves = block.expanded(block.leaves)
         primals = [*self._taps(), *(leaves[i] for i in self._joined), scalar_like(block.leaves)]
         self.linear = Linearisation(self._call, primals, inner, tracking)
         self.value = self.linear.value
@@ -122,13 +114,19 @@ class Factors:
         block, structure = self._block, self._structure
         claims = len(structure.claims)
         taps, taking_part, scalar = primals[:claims], iter(primals[claims:-1]), primals[-1]
-        everything = zip(block.expanded_leaves(), structure.joined, strict=True)
-        free = [leaf for leaf, is_joined in everything if not is_joined]
-        watched = iter(witness(free, scalar, self._seen) if free else [])
-        aliases = [next(taking_part) if is_joined else next(watched) for is_joined in structure.joined]
+        aliases = block.expanded(
+            [
+                leaf if is_joined else witness(leaf, scalar, self._seen)
+                for leaf, is_joined in zip(block.leaves, structure.joined, strict=True)
+            ]
+        )
+        aliases = [
+            next(taking_part) if is_joined else alias
+            for alias, is_joined in zip(aliases, structure.joined, strict=True)
+        ]
 
-        def run(aliases: list[Tensor], data: list[Tensor], outers: list[Tensor], taps: list[Tensor]) -> Any:
-            record = Record(aliases, list(outers), [not mapped for mapped in block.leaves_mapped])
+        def run(aliases: list[Tensor], data: list[Tensor], mapped: list[Tensor], taps: list[Tensor]) -> Any:
+            record = new_record(block, aliases, mapped)
             with Capture(record, taps, level=level_of_samples(block)):
                 values, aux = block.call(aliases, data)
             if not torch.compiler.is_compiling() and not structure.fits(record):
@@ -136,9 +134,8 @@ class Factors:
             record.check_kept()
             return values, aux, record.captured
 
-        dims = [[0] * len(aliases), [0] * len(block.data), block.leaf_dims, [0] * len(taps)]
-        vmapped = block.vmapped(run, self._randomness, *dims)
-        values, aux, captured = vmapped(aliases, block.data, block.leaves, list(taps))
+        vmapped = block.vmapped(run, self._randomness, 0, 0, 0, 0)
+        values, aux, captured = vmapped(aliases, block.data, mapped_leaves(block), list(taps))
         return values, (aux, captured)
 
     def rows(self, cotangents: Sequence[Tensor | None], keep: bool) -> list[LeafRows]:
@@ -149,35 +146,21 @@ class Factors:
                 None if stack is None else stack.unsqueeze(1).expand(size, *self._lead, *stack.shape[1:])
                 for stack in cotangents
             ]
-        parts = self._pull(cotangents, size)
+        grads = self.linear.pull(cotangents)[:-1]  # (R, N, ...) each
         if self._seen:
             raise StructureChangedError
         if not self._lead:
-            parts = [[grad.unsqueeze(1) for grad in part] for part in parts]
+            grads = [grad.unsqueeze(1) for grad in grads]
         claims = len(self._structure.claims)
-        deltas = [_stack_rows([part[i] for part in parts]) for i in range(claims)]
+        deltas, others = grads[:claims], grads[claims:]
         leaves = self._block.leaf_types
         result = [self._rows_of(i, (size, *kind.shape), kind, deltas, keep) for i, kind in enumerate(leaves)]
-        for j, leaf in enumerate(self._joined):
-            grads = [part[claims + j] for part in parts]
-            if not all(_is_zero(grad) for grad in grads):
-                result[leaf].rest.append([grad.transpose(0, 1) for grad in grads])
+        for leaf, grad in zip(self._joined, others, strict=True):
+            if not _is_zero(grad):
+                result[leaf].rest.append(grad.transpose(0, 1))
         for leaf, term in self._behind_derived(deltas, size, keep):
-            result[leaf].rest.append([term])
+            result[leaf].rest.append(term)
         return result
-
-    def _pull(self, cotangents: Sequence[Tensor | None], size: int) -> list[list[Tensor]]:
-        """The cotangents of taps and joined leaves, ``(R, N, ...)``, a few rows at a time.
-
-        Backward passes of rows that are vmapped together run through memory together: where their cotangents leave
-        the cache, one row after the other is faster; not so for the large gradients of joined leaves.
-        """
-        step = max(1, _CACHE // max(self._structure.cotangent_bytes * (self._block.samples or 1), 1))
-        step = size if self._joined else step
-        return [
-            self.linear.pull([None if stack is None else stack[low : low + step] for stack in cotangents])[:-1]
-            for low in range(0, size, step)
-        ]
 
     def _rows_of(
         self, source: int, shape: tuple[int, ...], kind: LeafType, deltas: list[Tensor], keep: bool
@@ -232,15 +215,6 @@ class Factors:
                 dims = [block.leaf_dims[leaf] for leaf in behind]
                 terms = torch.func.vmap(pulled, (dims, 0))(values, stacks)
         return list(zip(behind, terms, strict=True))
-
-
-def _stack_rows(parts: list[Tensor]) -> Tensor:
-    """``(R, N, ...)`` from ``(r, N, ...)``, with samples first in memory, as the products want it."""
-    return _join([part.transpose(0, 1) for part in parts], 1).transpose(0, 1)
-
-
-def _join(parts: list[Tensor], axis: int) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
 
 
 def _is_zero(grads: Tensor) -> bool:

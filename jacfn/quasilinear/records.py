@@ -7,7 +7,7 @@ constants alone (a transposed weight, ``W + B A``). Sources are numbered, the le
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -71,12 +71,24 @@ class Record:
 
     def source(self, value: Any) -> int | None:
         """The number of the source that ``value`` is."""
-        if not torch.compiler.is_compiling():
+        if self.numbers:
             return self.numbers.get(id(value))  # aliases live as long as the record, so an id is theirs alone
-        for number, alias in enumerate(self.aliases):
+        for number, alias in enumerate(self.aliases):  # compiling, or no leaves at all
             if value is alias:
                 return number
         return None
+
+    def sources(self, values: Iterable[Any]) -> list[int]:
+        """The sources among the values, and in lists and tuples among them."""
+        found: list[int] = []
+        for value in values:
+            if isinstance(value, Tensor):
+                source = self.source(value)
+                if source is not None:
+                    found.append(source)
+            elif isinstance(value, (tuple, list)):
+                found += self.sources(value)
+        return found
 
     def outer(self, values: Any) -> Any:
         """``values`` with the outer values of the sources among them."""
@@ -90,7 +102,8 @@ class Record:
 
     def add_source(self, alias: Tensor, outer: Tensor, shared: bool) -> None:
         """A derived value."""
-        self.numbers[id(alias)] = len(self.aliases)
+        if self.numbers:
+            self.numbers[id(alias)] = len(self.aliases)
         self.aliases.append(alias)
         self.outers.append(outer)
         self.shared.append(shared)

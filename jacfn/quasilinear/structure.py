@@ -14,6 +14,7 @@ from jacfn._errors import JacfnError
 from jacfn._random import Draw
 from jacfn._torch import innermost_level, inside_transform
 from jacfn.quasilinear.capture import Capture
+from jacfn.quasilinear.derived import leaves_behind
 from jacfn.quasilinear.records import Claim, Derivation, Record
 from jacfn.quasilinear.witness import scalar_like, witness
 
@@ -81,6 +82,9 @@ def learn(bound: Bound, randomness: str, call_sites: bool = False) -> Structure:
         finally:
             draw.rewind()
         joined = tuple(i in seen for i in range(len(one.leaves)))
+        for source, use in list(record.other.items()):
+            for leaf in leaves_behind(record.derivations, {source}, len(joined)):
+                record.other.setdefault(leaf, use)
         reasons = tuple(record.other.get(i, _HIDDEN) if i in seen else "" for i in range(len(joined)))
     lead = 0 if one.samples is None else 1
     rows = sum(value.shape[lead:].numel() for value in values)
@@ -102,16 +106,15 @@ def _observe(one: Bound, aliases: list[Tensor], randomness: str, call_sites: boo
     """What ``fn`` does with the aliases (which lead with the samples), and its value."""
     records = []
 
-    def run(aliases: list[Tensor], data: list[Tensor], outers: list[Tensor]) -> list[Tensor]:
-        record = Record(aliases, list(outers), [not mapped for mapped in one.leaves_mapped])
+    def run(aliases: list[Tensor], data: list[Tensor], mapped: list[Tensor]) -> list[Tensor]:
+        record = new_record(one, aliases, mapped)
         with Capture(record, level=level_of_samples(one), call_sites=call_sites):
             values, _ = one.call(aliases, data)
         record.check_kept()
         records.append(record)
         return values
 
-    dims = [[0] * len(aliases), [0] * len(one.data), one.leaf_dims]
-    values = one.vmapped(run, randomness, *dims)(aliases, one.data, one.leaves)
+    values = one.vmapped(run, randomness, 0, 0, 0)(aliases, one.data, mapped_leaves(one))
     return records[0], values
 
 
@@ -121,10 +124,10 @@ def _witnessed(one: Bound, randomness: str, call_sites: bool, pull: bool) -> tup
     records = []
 
     def call(scalar: Tensor) -> list[Tensor]:
-        aliases = one.expanded_leaves()
+        leaves = one.leaves
         if pull:
-            aliases = [witness([alias], scalar, seen, number)[0] for number, alias in enumerate(aliases)]
-        record, values = _observe(one, aliases, randomness, call_sites)
+            leaves = [witness(leaf, scalar, seen, number) for number, leaf in enumerate(leaves)]
+        record, values = _observe(one, one.expanded(leaves), randomness, call_sites)
         records.append(record)
         return values
 
@@ -134,6 +137,19 @@ def _witnessed(one: Bound, randomness: str, call_sites: bool, pull: bool) -> tup
         with torch.no_grad():
             vjp([torch.ones_like(value) for value in values])
     return records[0], values, seen
+
+
+def mapped_leaves(block: Bound) -> list[Tensor]:
+    """The leaves that carry samples."""
+    return [leaf for leaf, mapped in zip(block.leaves, block.leaves_mapped, strict=True) if mapped]
+
+
+def new_record(block: Bound, aliases: list[Tensor], mapped: list[Tensor]) -> Record:
+    """For a run on one sample, given its part of the mapped leaves; the others are closed over."""
+    parts = iter(mapped)
+    both = zip(block.leaves, block.leaves_mapped, strict=True)
+    outers = [next(parts) if is_mapped else leaf for leaf, is_mapped in both]
+    return Record(aliases, outers, [not is_mapped for is_mapped in block.leaves_mapped])
 
 
 def level_of_samples(block: Bound) -> int | None:

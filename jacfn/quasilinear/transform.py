@@ -118,7 +118,7 @@ def jac_quasilinear(
         structure = known_structure(bound, options, strict)
         for again in (_learn_again, _join_all, None):
             try:
-                return evaluate(_method(structure, rows, options), bound, options)
+                return evaluate(quasilinear_method(structure, rows, options), bound, options)
             except StructureChangedError:
                 if again is not None:
                     structure = again(bound, options, strict, structure)
@@ -164,14 +164,15 @@ def _learn(bound: Bound, options: Options, strict: bool) -> Structure:
     return structure
 
 
-def _method(structure: Structure, rows: Selection, options: Options) -> Method:
+def quasilinear_method(structure: Structure, rows: Selection, options: Options) -> Method:
+    """How ``jac_quasilinear`` evaluates a block."""
     start = partial(start_quasilinear, rows=rows, structure=structure, options=options)
     default = partial(_default_chunks, structure)
     return Method("jac_quasilinear", 1, start, samples_first=True, default=default, key=selection_key(rows))
 
 
 def _default_chunks(structure: Structure, bound: Bound) -> Chunks:
-    """Chunks that take little memory, and of samples rather than of rows: see :meth:`Matmul.write`."""
+    """All rows of so many samples that their cotangents stay small."""
     leaves = zip(bound.leaf_types, structure.joined, strict=True)
     joined = sum(leaf.size * leaf.dtype.itemsize for leaf, is_joined in leaves if is_joined)
     room = max(1, _ROOM // max(structure.cotangent_bytes + joined, 1))  # rows of one sample

@@ -3,40 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 
-class Witness(torch.autograd.Function):
-    """Leaves handed through unchanged, with a scalar that is differentiated in their place.
+def witness(leaf: Tensor, scalar: Tensor, seen: set[int], number: int = 0) -> Tensor:
+    """The leaf with a zero subtracted that is differentiated in its place.
 
-    Its backward runs only when one of the leaves has a use that no claim covers, wherever that is hidden: ``seen``
-    then gets ``number``. Until then the leaves take no part in the vjp and cost nothing.
+    A gradient arrives only where the leaf has a use that no claim covers, wherever that is hidden: ``seen`` then gets
+    ``number``. Until then the leaf takes no part in the vjp. (Subtracted, since -0.0 + 0.0 is 0.0.)
     """
-
-    @staticmethod
-    def forward(scalar: Tensor, seen: set[int], number: int, *leaves: Tensor) -> tuple[Tensor, ...]:
-        """The leaves themselves."""
-        return tuple(leaf.view_as(leaf) for leaf in leaves)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keep where to report."""
-        ctx.scalar, ctx.seen, ctx.number = inputs[:3]
-        ctx.leaves = len(output)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        """Report."""
-        ctx.seen.add(ctx.number)
-        return torch.zeros_like(ctx.scalar), None, None, *(None,) * ctx.leaves
-
-
-def witness(leaves: Sequence[Tensor], scalar: Tensor, seen: set[int], number: int = 0) -> list[Tensor]:
-    """Aliases of the leaves; ``seen`` gets ``number`` when a backward pass reaches one of them."""
-    return list(cast("tuple[Tensor, ...]", Witness.apply(scalar, seen, number, *leaves)))  # type: ignore[no-untyped-call]
+    watched = leaf - scalar
+    watched.register_hook(lambda _: seen.add(number))  # type: ignore[no-untyped-call]
+    return watched
 
 
 def scalar_like(leaves: Sequence[Tensor]) -> Tensor:

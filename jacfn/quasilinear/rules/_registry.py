@@ -38,6 +38,7 @@ class Rule:
     names: tuple[str, ...]
     required: int  # the first so many have no default
     rest: str | None  # the name of *args
+    evaluate: Callable[..., Tensor] | None = None  # the operation itself, in a way that is cheap to differentiate
 
     def fits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether a call has the signature that the rule is written for."""
@@ -58,14 +59,19 @@ EXPANSIONS: dict[Operation, Callable[..., Any]] = {}
 CASES: dict[Operation, Cases] = {}
 
 
-def rule(*operations: Operation, cases: Cases) -> Callable[[Function], Function]:
+def rule(
+    *operations: Operation, cases: Cases, evaluate: Callable[..., Tensor] | None = None
+) -> Callable[[Function], Function]:
     """Enter a rule for these operations; its parameters are named as theirs.
+
+    ``evaluate`` stands in for an operation in a claimed call, where it is slow under vmap.
 
     ``cases`` makes example calls, in each of which every argument that the rule claims becomes the parameter once.
     """
 
     def enter(uses: Function) -> Function:
-        RULES.update(dict.fromkeys(operations, rule_from(uses)))
+        entry = dataclasses.replace(rule_from(uses), evaluate=evaluate)
+        RULES.update(dict.fromkeys(operations, entry))
         CASES.update(dict.fromkeys(operations, cases))
         return uses
 

@@ -30,7 +30,7 @@ def _cases(rand: Random) -> list[Call]:
         call(x, memory, memory, *packed, rand(1, 1, 4), rand(1, 1, 4), True, *end[1:], average_attn_weights=False),
         call(
             *(x, memory, rand(3, 2, 4), *packed, None, None, *end),
-            key_padding_mask=rand.below(4, 2, 3) > 2,
+            key_padding_mask=rand(2, 3),
             attn_mask=rand(2, 3),
         ),
         call(

@@ -78,6 +78,7 @@ class TransposedPatches:
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...]
+    added: tuple[int, ...]  # at the end of each axis of the output, by output_padding: they belong to no patch
     dilation: tuple[int, ...]
     groups: int
 
@@ -86,13 +87,9 @@ class TransposedPatches:
         return channels_last(x.unsqueeze(0), len(self.kernel), self.groups)[0]
 
     def cotangents(self, delta: Tensor) -> Tensor:
-        """``(R, N, G, T, O·prod(kernel))``: the patches of the cotangents.
-
-        With output_padding, the last cotangents belong to no patch.
-        """
-        patches = Patches(
-            self.kernel, self.stride, tuple((pad, pad) for pad in self.padding), self.dilation, self.groups
-        )
+        """``(R, N, G, T, O·prod(kernel))``: the patches of the cotangents."""
+        pads = tuple((pad, pad - added) for pad, added in zip(self.padding, self.added, strict=True))
+        patches = Patches(self.kernel, self.stride, pads, self.dilation, self.groups)
         r, n = delta.shape[:2]
         x = patches.inputs(delta.flatten(0, 1))
         return x.view(r, n, *x.shape[1:])
@@ -105,6 +102,7 @@ def _transposed(
     bias: Tensor | None,
     stride: IntOrTuple,
     padding: IntOrTuple,
+    output_padding: IntOrTuple,
     groups: int,
     dilation: IntOrTuple,
 ) -> dict[str, Use]:
@@ -112,6 +110,7 @@ def _transposed(
         tuple(weight.shape[2:]),
         _tuple(stride, axes),
         _tuple(padding, axes),
+        _tuple(output_padding, axes),
         _tuple(dilation, axes),
         groups,
     )
@@ -221,7 +220,7 @@ def conv_transpose1d(
     dilation: IntOrTuple = 1,
 ) -> dict[str, Use]:
     """Patches of the output along one axis."""
-    return _transposed(1, input, weight, bias, stride, padding, groups, dilation)
+    return _transposed(1, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 @rule(torch.conv_transpose2d, cases=lambda rand: _transposed_cases(rand, 2))
@@ -236,7 +235,7 @@ def conv_transpose2d(
     dilation: IntOrTuple = 1,
 ) -> dict[str, Use]:
     """Patches of the output along two axes."""
-    return _transposed(2, input, weight, bias, stride, padding, groups, dilation)
+    return _transposed(2, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 @rule(torch.conv_transpose3d, cases=lambda rand: _transposed_cases(rand, 3))
@@ -251,4 +250,4 @@ def conv_transpose3d(
     dilation: IntOrTuple = 1,
 ) -> dict[str, Use]:
     """Patches of the output along three axes."""
-    return _transposed(3, input, weight, bias, stride, padding, groups, dilation)
+    return _transposed(3, input, weight, bias, stride, padding, output_padding, groups, dilation)

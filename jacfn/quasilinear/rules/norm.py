@@ -107,8 +107,30 @@ def instance_norm(
     )
 
 
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """By running statistics it is one affine map for each channel: the kernel of its derivative knows no vmap."""
+    if running_mean is None or running_var is None or training:
+        momentum = 0.0 if momentum is None else momentum
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    scale = torch.rsqrt(running_var + eps)
+    scale = scale if weight is None else weight * scale
+    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    axes = (-1, *(1,) * (input.ndim - 2))
+    return torch.addcmul(shift.view(axes), input, scale.view(axes))
+
+
 @rule(
     F.batch_norm,
+    evaluate=_batch_norm,
     cases=lambda rand: [
         call(rand(2, 3), rand(3), rand(3).abs(), rand(3), rand(3)),
         call(rand(1, 3, 2, 2), rand(3), rand(3).abs(), rand(3), None, eps=0.1),
@@ -128,8 +150,7 @@ def batch_norm(
     """By running statistics (a layer in eval mode), or by those of a batch that is one sample of fn."""
     if training and running_mean is not None:
         return {}  # changes its running statistics
-    momentum = 0.0 if momentum is None else momentum
     return _affine(
         _per_channel(input),
-        lambda: F.batch_norm(input, running_mean, running_var, None, None, training, momentum, eps),
+        lambda: _batch_norm(input, running_mean, running_var, None, None, training, momentum, eps),
     )
