@@ -176,6 +176,8 @@ def _default_chunks(structure: Structure, bound: Bound) -> Chunks:
     leaves = zip(bound.leaf_types, structure.joined, strict=True)
     joined = sum(leaf.size * leaf.dtype.itemsize for leaf, is_joined in leaves if is_joined)
     room = max(1, _ROOM // max(structure.cotangent_bytes + joined, 1))  # rows of one sample
+    if torch.compiler.is_compiling():  # which unrolls chunks, and needs none where it fuses what they are for
+        return Chunks(bound.samples, max(structure.rows, 1))
     if not bound.samples:
         return Chunks(bound.samples, room)
     blocks = math.ceil(bound.samples * max(structure.rows, 1) / room)
