@@ -31,9 +31,7 @@ Budget = int | str | None
 # Workspaces inside kernels (im2col of a convolution, packed GEMM panels) are invisible to a dispatch mode; they were
 # about 9 % of the peak on a ResNet. Plans therefore fill this part of the budget only.
 USABLE = 0.8
-# From this size on malloc always takes new memory from the system (Linux), and NumPy asks for huge pages, which makes
-# a cold fill cost a quarter; below, memory that is warm is used again.
-_HUGE = 32 << 20
+_HUGE = 4 << 20  # from this size on NumPy asks for huge pages (Linux): a cold fill costs a quarter
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 

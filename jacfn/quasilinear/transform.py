@@ -185,4 +185,4 @@ def _default_chunks(structure: Structure, bound: Bound) -> Chunks:
 
 
 # Measured by benchmarks.dense on two cores: all that a chunk holds.
-_ROOM = 32 << 20
+_ROOM = 64 << 20
