@@ -231,6 +231,8 @@ def _sum_to(delta: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _outer(d: Tensor, x: Tensor, swapped: bool, out: Tensor | None = None) -> Tensor:
     """``(N, R, G, O, I)`` from one position: a product that is written once."""
     left, right = d.squeeze(3).transpose(0, 1), x.squeeze(2).unsqueeze(1)  # (N, R, G, O), (N, 1, G, I)
+    if out is None:
+        left = left.contiguous()  # new memory takes its order of axes from it
     if swapped:
         left, right = right, left
     return torch.mul(left.unsqueeze(-1), right.unsqueeze(-2), out=out)
