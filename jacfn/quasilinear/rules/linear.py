@@ -48,9 +48,19 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> dict[st
     }
 
 
+def _bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """PyTorch's own has no batching rule."""
+    return F.linear(_products(input1, input2), weight.flatten(1), bias)
+
+
+def _products(input1: Tensor, input2: Tensor) -> Tensor:
+    return (input1.unsqueeze(-1) * input2.unsqueeze(-2)).flatten(-2)
+
+
 @rule(
     F.bilinear,
     torch.bilinear,
+    evaluate=_bilinear,
     cases=lambda rand: [
         call(rand(2), rand(3), rand(4, 2, 3), rand(4)),
         call(rand(3, 5, 2), rand(3, 5, 3), rand(4, 2, 3), None),
@@ -58,11 +68,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> dict[st
 )
 def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> dict[str, Use]:
     """``y_o = x1ᵀ W_o x2 + b_o``: the weight, flattened, meets the outer products of both inputs."""
-
-    def products() -> Tensor:
-        return (input1.unsqueeze(-1) * input2.unsqueeze(-2)).flatten(-2)
-
     return {
-        "weight": Use(Matmul(Rows()), products),
+        "weight": Use(Matmul(Rows()), lambda: _products(input1, input2)),
         "bias": Use(Shift(() if bias is None else tuple(bias.shape)), None),
     }
