@@ -13,7 +13,7 @@ import logging
 import math
 import re
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from jacfn._errors import JacfnError, JacfnTypeError, JacfnValueError
 from jacfn._torch import FakeTensorMode, TorchDispatchMode, inside_transform
-from jacfn._tree import LeafType
+from jacfn._tree import LeafType, tensors_in
 
 log = logging.getLogger("jacfn")  # each evaluation logs the chunks it chose, at level DEBUG
 
@@ -139,10 +139,10 @@ class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the call, then book the storages that it returned and nobody has seen before."""
-        for tensor in _tensors(args):
+        for tensor in tensors_in(args):
             self._known.setdefault(tensor.untyped_storage(), -1)  # given, not made
         result = func(*args, **(kwargs or {}))
-        for tensor in _tensors((result,)):
+        for tensor in tensors_in(result):
             self._book(tensor.untyped_storage())
         return result
 
@@ -167,14 +167,6 @@ class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._events.append((number, size))
         self.now += size
         self.peak = max(self.peak, self.now)
-
-
-def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from _tensors(value)
 
 
 def predict(run: Callable[[Callable[[Tensor], Tensor]], Sequence[Tensor]]) -> int:

@@ -25,6 +25,13 @@ _INSERTION_ORDER = optree.dict_insertion_ordered(True, namespace=NAMESPACE)
 _INSERTION_ORDER.__enter__()
 
 
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors of a call's arguments or result: of lists and tuples, nested as they may be, in order."""
+    if isinstance(value, (tuple, list)):
+        return [x for item in value for x in tensors_in(item)]
+    return [value] if isinstance(value, Tensor) else []
+
+
 class LeafType(NamedTuple):
     """What a leaf looks like (kept instead of the leaf, which may be a wrapper that dies with its transform)."""
 

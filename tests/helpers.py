@@ -17,6 +17,24 @@ from torch import Tensor, nn
 # --- trees ----------------------------------------------------------------------------------------
 
 
+class Square(torch.autograd.Function):
+    """A custom Function, whose inside no function mode sees."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x * x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * grad
+
+
 class Pair(NamedTuple):
     """A namedtuple."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_same, cnn, per_sample
+from helpers import Square, assert_same, cnn, per_sample
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -52,24 +52,6 @@ def assert_exact(transform: Any, fn: Function, samples: bool, w: Tensor = W, x: 
 
 
 # --- exact ----------------------------------------------------------------------------------------
-
-
-class Square(torch.autograd.Function):
-    """A custom Function, whose inside no function mode sees."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x * x
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return 2 * ctx.saved_tensors[0] * grad
 
 
 def data_changed_in_place(w: Tensor, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers import Square
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -19,25 +20,6 @@ torch.manual_seed(0)
 D = torch.float64
 X = torch.randn(4, 3, dtype=D)
 W = torch.randn(3, 3, dtype=D) + 2 * torch.eye(3, dtype=D)
-
-
-class Square(torch.autograd.Function):
-    """A custom Function: invisible to a torch-function mode."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x * x
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(inputs[0])
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return 2 * x * grad
 
 
 def in_place_bias(w: Tensor, x: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ def _sweep() -> list[Any]:
     """Every operation with every case; in the fast suite only the first operation of a rule has them all."""
     found, seen = [], set()
     for operation, cases in CASES.items():
-        rule = RULES[operation].uses if operation in RULES else EXPANSIONS[operation]
+        rule = RULES[operation].name if operation in RULES else EXPANSIONS[operation]
         for number in range(len(cases(Random()))):
             marks = [pytest.mark.slow] if rule in seen and number > 0 else []
             found.append(pytest.param(operation, number, id=f"{_id(operation)}-{number}", marks=marks))

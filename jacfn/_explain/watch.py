@@ -14,8 +14,7 @@ from torch.utils.flop_counter import flop_registry
 from jacfn._binding import Bound
 from jacfn._random import Draw
 from jacfn._torch import TorchDispatchMode, version
-from jacfn._tree import LeafType
-from jacfn.quasilinear.derived import tensors_in
+from jacfn._tree import LeafType, tensors_in
 
 
 @dataclasses.dataclass

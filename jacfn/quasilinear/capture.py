@@ -22,7 +22,8 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from jacfn._errors import JacfnError, JacfnTypeError
 from jacfn._exact import ExactKernels
 from jacfn._torch import custom_function_call, is_active, is_mapped, is_wrapped, transform_depth
-from jacfn.quasilinear.derived import ELEMENTWISE, PURE, STRUCTURE, slotted, tensors_in
+from jacfn._tree import tensors_in
+from jacfn.quasilinear.derived import ELEMENTWISE, PURE, STRUCTURE, slotted
 from jacfn.quasilinear.records import Claim, Derivation, Record
 from jacfn.quasilinear.rules import EXPANSIONS, RULES, Rule, Use, find
 
@@ -140,7 +141,7 @@ class Capture(TorchFunctionMode):
         """Whether the call is one of parameters alone."""
         if find(PURE, func) is None or not torch.is_grad_enabled():
             return False
-        tensors = [x for x in _flat((*args, *kwargs.values())) if isinstance(x, Tensor)]
+        tensors = tensors_in((*args, *kwargs.values()))
         constants = [x for x in tensors if self._record.source(x) is None]
         if self._level is not None:
             if not all(self._record.shared[source] for source in found):  # data that is differentiated, too
@@ -192,7 +193,7 @@ class Capture(TorchFunctionMode):
     def _refuse_autograd(self, args: tuple[Any, ...]) -> None:
         if torch.compiler.is_compiling() or transform_depth() != self._depth:
             return
-        if any(is_active(x) for x in _flat(args) if isinstance(x, Tensor)):  # else a transform's own, which fn uses
+        if any(is_active(x) for x in tensors_in(args)):  # else a transform's own, which fn uses
             raise JacfnError(
                 "fn calls torch.autograd, which does not see the derivatives of claimed parameters: use torch.func "
                 "inside fn (grad, jvp, vjp), or jac_rev"
@@ -223,17 +224,6 @@ def _fits_into(shape: torch.Size, whole: torch.Size) -> bool:
 
 def _changed_in_place(function: str) -> JacfnError:
     return JacfnError(f"fn changes a differentiated argument in place, by {function}: clone it first")
-
-
-def _flat(values: Sequence[Any]) -> list[Any]:
-    """The values and those in lists and tuples among them."""
-    flat: list[Any] = []
-    for value in values:
-        if isinstance(value, (tuple, list)):
-            flat += _flat(value)
-        else:
-            flat.append(value)
-    return flat
 
 
 def _in_place_functions() -> frozenset[Callable[..., Any]]:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from jacfn import _torch
 from jacfn._exact import exact_kernels
+from jacfn._tree import tensors_in
 from jacfn.quasilinear.records import Derivation, Record, Slot
 
 _STRUCTURE = """
@@ -99,13 +100,6 @@ def replay(derivations: Sequence[Derivation], leaves: Sequence[Tensor], constant
             args, kwargs = fill((derivation.args, derivation.kwargs), sources, constants)
             sources += tensors_in(derivation.function(*args, **kwargs))
     return sources
-
-
-def tensors_in(result: Any) -> list[Tensor]:
-    """The tensors of a result, in order."""
-    if isinstance(result, (tuple, list)):
-        return [x for item in result for x in tensors_in(item)]
-    return [result] if isinstance(result, Tensor) else []
 
 
 def leaves_behind(derivations: Sequence[Derivation], sources: set[int], leaves: int) -> set[int]:

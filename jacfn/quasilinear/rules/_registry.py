@@ -60,10 +60,14 @@ CASES: dict[Operation, Cases] = {}
 
 
 def rule(
-    *operations: Operation, cases: Cases, evaluate: Callable[..., Tensor] | None = None
+    *operations: Operation,
+    cases: Cases,
+    name: str | None = None,
+    evaluate: Callable[..., Tensor] | None = None,
 ) -> Callable[[Function], Function]:
     """Enter a rule for these operations; its parameters are named as theirs.
 
+    ``name`` is that of the decorated function, unless it serves several rules.
     ``evaluate`` stands in for an operation in a claimed call, where it is slow under vmap.
 
     ``cases`` makes example calls, in each of which every argument that the rule claims becomes the parameter once.
@@ -71,6 +75,7 @@ def rule(
 
     def enter(uses: Function) -> Function:
         entry = dataclasses.replace(rule_from(uses), evaluate=evaluate)
+        entry = entry if name is None else dataclasses.replace(entry, name=name)
         RULES.update(dict.fromkeys(operations, entry))
         CASES.update(dict.fromkeys(operations, cases))
         return uses

@@ -48,21 +48,6 @@ class Patches:
         return channels_last(delta, len(self.kernel), self.groups)
 
 
-def _convolution(
-    axes: int,
-    input: Tensor,
-    weight: Tensor,
-    stride: IntOrTuple,
-    padding: IntOrTuple | str,
-    dilation: IntOrTuple,
-    groups: int,
-) -> dict[str, Use]:
-    kernel = tuple(weight.shape[2:])
-    spacing = _tuple(dilation, axes)
-    patches = Patches(kernel, _tuple(stride, axes), _pads(padding, kernel, spacing), spacing, groups)
-    return {"weight": Use(Matmul(patches), input), "bias": Use(_per_channel(weight.shape[0], axes), None)}
-
-
 def _per_channel(channels: int, axes: int) -> Shift:
     return Shift((channels, *(1,) * axes))
 
@@ -93,29 +78,6 @@ class TransposedPatches:
         r, n = delta.shape[:2]
         x = patches.inputs(delta.flatten(0, 1))
         return x.view(r, n, *x.shape[1:])
-
-
-def _transposed(
-    axes: int,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: IntOrTuple,
-    padding: IntOrTuple,
-    output_padding: IntOrTuple,
-    groups: int,
-    dilation: IntOrTuple,
-) -> dict[str, Use]:
-    layout = TransposedPatches(
-        tuple(weight.shape[2:]),
-        _tuple(stride, axes),
-        _tuple(padding, axes),
-        _tuple(output_padding, axes),
-        _tuple(dilation, axes),
-        groups,
-    )
-    outputs = weight.shape[1] * groups
-    return {"weight": Use(Matmul(layout, swapped=True), input), "bias": Use(_per_channel(outputs, axes), None)}
 
 
 def channels_last(delta: Tensor, axes: int, groups: int) -> Tensor:
@@ -166,8 +128,10 @@ def _transposed_cases(rand: Random, axes: int) -> list[Call]:
     ]
 
 
-@rule(torch.conv1d, cases=lambda rand: _cases(rand, 1))
-def conv1d(
+@rule(torch.conv3d, name="conv3d", cases=lambda rand: _cases(rand, 3))
+@rule(torch.conv2d, name="conv2d", cases=lambda rand: _cases(rand, 2))
+@rule(torch.conv1d, name="conv1d", cases=lambda rand: _cases(rand, 1))
+def convolution(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -176,40 +140,18 @@ def conv1d(
     dilation: IntOrTuple = 1,
     groups: int = 1,
 ) -> dict[str, Use]:
-    """Patches along one axis."""
-    return _convolution(1, input, weight, stride, padding, dilation, groups)
+    """Patches of the input."""
+    kernel = tuple(weight.shape[2:])
+    axes = len(kernel)
+    spacing = _tuple(dilation, axes)
+    patches = Patches(kernel, _tuple(stride, axes), _pads(padding, kernel, spacing), spacing, groups)
+    return {"weight": Use(Matmul(patches), input), "bias": Use(_per_channel(weight.shape[0], axes), None)}
 
 
-@rule(torch.conv2d, cases=lambda rand: _cases(rand, 2))
-def conv2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: IntOrTuple = 1,
-    padding: IntOrTuple | str = 0,
-    dilation: IntOrTuple = 1,
-    groups: int = 1,
-) -> dict[str, Use]:
-    """Patches along two axes."""
-    return _convolution(2, input, weight, stride, padding, dilation, groups)
-
-
-@rule(torch.conv3d, cases=lambda rand: _cases(rand, 3))
-def conv3d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: IntOrTuple = 1,
-    padding: IntOrTuple | str = 0,
-    dilation: IntOrTuple = 1,
-    groups: int = 1,
-) -> dict[str, Use]:
-    """Patches along three axes."""
-    return _convolution(3, input, weight, stride, padding, dilation, groups)
-
-
-@rule(torch.conv_transpose1d, cases=lambda rand: _transposed_cases(rand, 1))
-def conv_transpose1d(
+@rule(torch.conv_transpose3d, name="conv_transpose3d", cases=lambda rand: _transposed_cases(rand, 3))
+@rule(torch.conv_transpose2d, name="conv_transpose2d", cases=lambda rand: _transposed_cases(rand, 2))
+@rule(torch.conv_transpose1d, name="conv_transpose1d", cases=lambda rand: _transposed_cases(rand, 1))
+def transposed_convolution(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -219,35 +161,16 @@ def conv_transpose1d(
     groups: int = 1,
     dilation: IntOrTuple = 1,
 ) -> dict[str, Use]:
-    """Patches of the output along one axis."""
-    return _transposed(1, input, weight, bias, stride, padding, output_padding, groups, dilation)
-
-
-@rule(torch.conv_transpose2d, cases=lambda rand: _transposed_cases(rand, 2))
-def conv_transpose2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: IntOrTuple = 1,
-    padding: IntOrTuple = 0,
-    output_padding: IntOrTuple = 0,
-    groups: int = 1,
-    dilation: IntOrTuple = 1,
-) -> dict[str, Use]:
-    """Patches of the output along two axes."""
-    return _transposed(2, input, weight, bias, stride, padding, output_padding, groups, dilation)
-
-
-@rule(torch.conv_transpose3d, cases=lambda rand: _transposed_cases(rand, 3))
-def conv_transpose3d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: IntOrTuple = 1,
-    padding: IntOrTuple = 0,
-    output_padding: IntOrTuple = 0,
-    groups: int = 1,
-    dilation: IntOrTuple = 1,
-) -> dict[str, Use]:
-    """Patches of the output along three axes."""
-    return _transposed(3, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    """Patches of the output."""
+    kernel = tuple(weight.shape[2:])
+    axes = len(kernel)
+    layout = TransposedPatches(
+        kernel,
+        _tuple(stride, axes),
+        _tuple(padding, axes),
+        _tuple(output_padding, axes),
+        _tuple(dilation, axes),
+        groups,
+    )
+    outputs = weight.shape[1] * groups
+    return {"weight": Use(Matmul(layout, swapped=True), input), "bias": Use(_per_channel(outputs, axes), None)}

@@ -13,7 +13,8 @@ from jacfn.quasilinear.rules._cases import call
 from jacfn.quasilinear.rules._registry import Use, expansion, rule
 
 
-def _shift(parameter: Any, factor: float = 1) -> Use:
+def shift(parameter: Any, factor: float = 1) -> Use:
+    """``factor`` times an addend; what is no tensor is claimed by nobody."""
     shape = tuple(parameter.shape) if isinstance(parameter, Tensor) else ()
     if factor == 1:
         return Use(Shift(shape), None)
@@ -40,7 +41,7 @@ def _scale(parameter: Any, by: Any) -> Use:
 )
 def add(input: Any, other: Any, alpha: float = 1) -> dict[str, Use]:
     """``x + b``."""
-    return {"input": _shift(input), "other": _shift(other, alpha)}
+    return {"input": shift(input), "other": shift(other, alpha)}
 
 
 @rule(
@@ -57,14 +58,14 @@ def add(input: Any, other: Any, alpha: float = 1) -> dict[str, Use]:
 )
 def sub(input: Any, other: Any, alpha: float = 1) -> dict[str, Use]:
     """``x - b``."""
-    return {"input": _shift(input), "other": _shift(other, -alpha)}
+    return {"input": shift(input), "other": shift(other, -alpha)}
 
 
 @rule(torch.rsub, cases=lambda rand: [call(rand(2, 3), rand(3)), call(rand(2), rand(3, 2), alpha=0.5)])
 @rule(Tensor.__rsub__, cases=lambda rand: [call(rand(2, 3), rand(3)), call(rand(2), rand(3, 2))])
 def rsub(input: Any, other: Any, alpha: float = 1) -> dict[str, Use]:
     """``b - x``."""
-    return {"input": _shift(input, -alpha), "other": _shift(other)}
+    return {"input": shift(input, -alpha), "other": shift(other)}
 
 
 @rule(
@@ -121,7 +122,7 @@ def rdiv(self: Any, other: Any) -> dict[str, Use]:
 def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, value: float = 1) -> dict[str, Use]:
     """``b + value x W``."""
     return {
-        "input": _shift(input),
+        "input": shift(input),
         "tensor1": _scale(tensor1, lambda: value * tensor2),
         "tensor2": _scale(tensor2, lambda: value * tensor1),
     }
@@ -143,13 +144,13 @@ def where(condition: Tensor, input: Any, other: Any) -> dict[str, Use]:
 @rule(Tensor.expand_as, cases=lambda rand: [call(rand(1, 3), rand(4, 2, 3)), call(rand(), rand(2))])
 def expand_as(self: Tensor, other: Tensor) -> dict[str, Use]:
     """A parameter repeated to the shape of data."""
-    return {"self": _shift(self)}
+    return {"self": shift(self)}
 
 
 @rule(torch.positive, Tensor.positive, Tensor.__pos__, cases=lambda rand: [call(rand(2, 3)), call(rand())])
 def positive(input: Tensor) -> dict[str, Use]:
     """``+W``: the parameter itself becomes data; expansions of operations that only move numbers use it."""
-    return {"input": _shift(input)}
+    return {"input": shift(input)}
 
 
 @expansion(

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jacfn.quasilinear.factors import Matmul, Shift
+from jacfn.quasilinear.factors import Matmul
 from jacfn.quasilinear.rules._cases import call
 from jacfn.quasilinear.rules._contraction import LETTERS, contraction
 from jacfn.quasilinear.rules._registry import Use, rule
+from jacfn.quasilinear.rules.elementwise import shift
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> dict[st
     return {
         "weight": Use(Matmul(Rows()) if o else contraction("i", batch + "i", batch), input),
         "input": Use(contraction(batch + "i", o + "i", batch + o), weight),
-        "bias": Use(Shift(() if bias is None else tuple(bias.shape)), None),
+        "bias": shift(bias),
     }
 
 
@@ -70,5 +71,5 @@ def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None
     """``y_o = x1ᵀ W_o x2 + b_o``: the weight, flattened, meets the outer products of both inputs."""
     return {
         "weight": Use(Matmul(Rows()), lambda: _products(input1, input2)),
-        "bias": Use(Shift(() if bias is None else tuple(bias.shape)), None),
+        "bias": shift(bias),
     }

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jacfn.quasilinear.factors import Scale, Shift
 from jacfn.quasilinear.rules._cases import call
 from jacfn.quasilinear.rules._contraction import LETTERS, contraction
 from jacfn.quasilinear.rules._registry import Use, expansion, rule
+from jacfn.quasilinear.rules.elementwise import shift
 
 
 def _product(left: Tensor, right: Tensor, factor: float = 1.0) -> tuple[Use, Use]:
@@ -97,7 +97,7 @@ def dot(input: Tensor, tensor: Tensor) -> dict[str, Use]:
 def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, beta: float = 1, alpha: float = 1) -> dict[str, Use]:
     """``beta C + alpha A B``."""
     left, right = _product(mat1, mat2, alpha)
-    return {"input": _addend(input, beta), "mat1": left, "mat2": right}
+    return {"input": shift(input, beta), "mat1": left, "mat2": right}
 
 
 @rule(
@@ -111,12 +111,7 @@ def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, beta: float = 1, alpha: flo
 def baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, beta: float = 1, alpha: float = 1) -> dict[str, Use]:
     """``beta C + alpha A B``, a batch of matrices."""
     left, right = _product(batch1, batch2, alpha)
-    return {"input": _addend(input, beta), "batch1": left, "batch2": right}
-
-
-def _addend(input: Tensor, beta: float) -> Use:
-    shape = tuple(input.shape)
-    return Use(Shift(shape), None) if beta == 1 else Use(Scale(shape), lambda: input.new_full((), beta))
+    return {"input": shift(input, beta), "batch1": left, "batch2": right}
 
 
 @rule(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jacfn import _recurrent
+from jacfn._exact import ALWAYS
 from jacfn.quasilinear.rules._cases import Call, Cases, Random, call
-from jacfn.quasilinear.rules._registry import expansion
+from jacfn.quasilinear.rules._registry import Operation, expansion
 
 
 def _layers(gates: int, cell: bool) -> Cases:
@@ -60,11 +60,15 @@ def _cells(gates: int, cell: bool) -> Cases:
     return cases
 
 
-expansion(torch.lstm, cases=_layers(4, cell=True))(_recurrent.lstm)
-expansion(torch.gru, cases=_layers(3, cell=False))(_recurrent.gru)
-expansion(torch.rnn_tanh, cases=_layers(1, cell=False))(_recurrent.rnn_tanh)
-expansion(torch.rnn_relu, cases=_layers(1, cell=False))(_recurrent.rnn_relu)
-expansion(torch.lstm_cell, cases=_cells(4, cell=True))(_recurrent.lstm_cell)
-expansion(torch.gru_cell, cases=_cells(3, cell=False))(_recurrent.gru_cell)
-expansion(torch.rnn_tanh_cell, cases=_cells(1, cell=False))(_recurrent.rnn_tanh_cell)
-expansion(torch.rnn_relu_cell, cases=_cells(1, cell=False))(_recurrent.rnn_relu_cell)
+_CASES: dict[Operation, Cases] = {
+    torch.lstm: _layers(4, cell=True),
+    torch.gru: _layers(3, cell=False),
+    torch.rnn_tanh: _layers(1, cell=False),
+    torch.rnn_relu: _layers(1, cell=False),
+    torch.lstm_cell: _cells(4, cell=True),
+    torch.gru_cell: _cells(3, cell=False),
+    torch.rnn_tanh_cell: _cells(1, cell=False),
+    torch.rnn_relu_cell: _cells(1, cell=False),
+}
+for operation, cases in _CASES.items():  # what they consist of is entered for all transforms already
+    expansion(operation, cases=cases)(ALWAYS[operation])
