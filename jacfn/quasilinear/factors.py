@@ -241,20 +241,33 @@ def _outer(d: Tensor, x: Tensor, swapped: bool, out: Tensor | None = None) -> Te
 def _batched(d: Tensor, x: Tensor, out: Tensor) -> None:
     """``J[n,r,o,i] = sum_t d[n,r,t,o] x[n,t,i]`` into ``out``, whose samples are contiguous each.
 
-    Large products go sample by sample: all rows of a sample are one batched product that reads its input in place.
-    Small ones go all at once, with a copy of the input for every row.
+    Whatever takes fewer calls: a product of all rows of a sample, or of a row of many samples by way of a buffer
+    that stays in the cache. Both read the input in place. Small products go all at once, with a copy of the input
+    for every row.
     """
     n, r, t, o = d.shape
     i = x.shape[-1]
-    if 2 * r * t * o * i > _LARGE or not out.is_contiguous():
-        for delta, one, rows in zip(d, x, out, strict=True):
-            # (R, O, I) <- (R, O, T) x (1, T, I)
-            torch.bmm(delta.transpose(1, 2), one.expand(r, t, i), out=rows)
-    else:
+    piece = min(n, _BUFFER // max(o * i * out.element_size(), 1))  # samples
+    if 2 * r * t * o * i <= _LARGE and out.is_contiguous():
         # (N·R, O, I) <- (N·R, O, T) x (N·R, T, I)
         stacked = d.reshape(n * r, t, o).transpose(1, 2)
         repeated = x.unsqueeze(1).expand(n, r, t, i).reshape(n * r, t, i)
         torch.bmm(stacked, repeated, out=out.view(n * r, o, i))
+    elif r * n < n * piece:
+        buffer = out.new_empty(piece, o, i)
+        for first in range(0, n, piece):
+            block = slice(first, first + piece)
+            product = buffer[: min(piece, n - first)]
+            for row in range(r):
+                # (N, O, I) <- (N, O, T) x (N, T, I)
+                torch.bmm(d[block, row].transpose(1, 2), x[block], out=product)
+                out[block, row] = product
+    else:
+        for delta, one, rows in zip(d, x, out, strict=True):
+            # (R, O, I) <- (R, O, T) x (1, T, I)
+            torch.bmm(delta.transpose(1, 2), one.expand(r, t, i), out=rows)
 
 
-_LARGE = 1 << 20  # operations in the product of a sample; measured on two cores
+# Measured on two cores.
+_LARGE = 1 << 20  # operations in the product of a sample
+_BUFFER = 4 << 20  # bytes

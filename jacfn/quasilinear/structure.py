@@ -50,9 +50,13 @@ class Structure:
     @property
     def cotangent_bytes(self) -> int:
         """Of all claimed outputs and derived values, for one row of one sample."""
-        claimed = sum(math.prod(claim.shape) * claim.dtype.itemsize for claim in self.claims)
         width = self.claims[0].dtype.itemsize if self.claims else 0
-        return claimed + 2 * width * sum(math.prod(shape) for shape in self.derived.values())
+        return sum(self.tap_bytes) + 2 * width * sum(math.prod(shape) for shape in self.derived.values())
+
+    @property
+    def tap_bytes(self) -> list[int]:
+        """Of each claimed output, for one row of one sample."""
+        return [math.prod(claim.shape) * claim.dtype.itemsize for claim in self.claims]
 
     def all_joined(self) -> Structure:
         """The same with every leaf in the plain vjp as well: exact whatever ``fn`` does beside the claims."""

@@ -172,17 +172,21 @@ def quasilinear_method(structure: Structure, rows: Selection, options: Options) 
 
 
 def _default_chunks(structure: Structure, bound: Bound) -> Chunks:
-    """All rows of so many samples that their cotangents stay small."""
-    leaves = zip(bound.leaf_types, structure.joined, strict=True)
-    joined = sum(leaf.size * leaf.dtype.itemsize for leaf, is_joined in leaves if is_joined)
-    room = max(1, _ROOM // max(structure.cotangent_bytes + joined, 1))  # rows of one sample
+    """Rows of all samples, so many that no temporary is large; fewer samples where one row is too much."""
+    rows, samples = max(structure.rows, 1), bound.samples
     if torch.compiler.is_compiling():  # which unrolls chunks, and needs none where it fuses what they are for
-        return Chunks(bound.samples, max(structure.rows, 1))
-    if not bound.samples:
-        return Chunks(bound.samples, room)
-    blocks = math.ceil(bound.samples * max(structure.rows, 1) / room)
-    return Chunks(math.ceil(bound.samples / min(blocks, bound.samples)), min(room, max(structure.rows, 1)))
+        return Chunks(samples, rows)
+    leaves = zip(bound.leaf_types, structure.joined, strict=True)
+    joined = [leaf.size * leaf.dtype.itemsize for leaf, is_joined in leaves if is_joined]
+    each = structure.cotangent_bytes + sum(joined)
+    largest = max([*structure.tap_bytes, *joined], default=1)
+    together = min(samples or 1, max(1, _ROOM // max(each, 1)))
+    if samples:
+        together = math.ceil(samples / math.ceil(samples / together))
+    at_once = min(_ROOM // max(each * together, 1), _LARGEST // max(largest * together, 1))
+    return Chunks(samples and together, min(max(at_once, 1), rows))
 
 
-# Measured on two cores: all that a chunk holds. Larger chunks are no faster; smaller ones only where memory is cold.
+# Measured on two cores: bytes of all that a chunk holds, and of each temporary, as malloc maps large ones anew each time.
 _ROOM = 128 << 20
+_LARGEST = 8 << 20
