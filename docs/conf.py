@@ -28,6 +28,6 @@ doctest_global_setup = "import torch, jacfn\ntorch.manual_seed(0)"
 
 # Names of other projects have no target here.
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|optree|numpy)(\..*)?"),
+    ("py:.*", r"(torch|optree|numpy|scipy)(\..*)?"),
     ("py:class", r"jacfn\._explain\.records\..*"),  # their fields stand in the docstring of Plan
 ]

@@ -7,6 +7,7 @@ from jacfn._products import pullback, pushforward
 from jacfn.auto import jacobian
 from jacfn.dense import jac_fwd, jac_rev
 from jacfn.functional import make_functional
+from jacfn.operator import JacobianOperator, jacobian_operator, ntk
 from jacfn.quasilinear.rules.register import register_expansion, register_rule
 from jacfn.quasilinear.transform import jac_quasilinear
 
@@ -14,13 +15,16 @@ __all__ = [
     "JacfnError",
     "JacfnTypeError",
     "JacfnValueError",
+    "JacobianOperator",
     "Plan",
     "explain",
     "jac_fwd",
     "jac_quasilinear",
     "jac_rev",
     "jacobian",
+    "jacobian_operator",
     "make_functional",
+    "ntk",
     "pullback",
     "pushforward",
     "register_expansion",

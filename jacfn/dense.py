@@ -75,14 +75,7 @@ def jac_rev(
     Reverse-mode differentiation with vmapped vjps, after JAX's ``jacrev`` (Bradbury et al. 2018).
     """
     options = Options(return_value, chunk_size, memory, randomness, differentiable)
-
-    rows = frozen(rows)
-
-    def side_of(value: Sequence[LeafType], block: Bound) -> Side:
-        return select(value, block.outputs.spec, rows, "rows")
-
-    start = partial(start_reverse, side_of=side_of, options=options)
-    method = Method("jac_rev", 1, start, samples_first=False, key=selection_key(rows))
+    method = reverse_method(frozen(rows), options)
 
     def jacobian(*args: Any, **kwargs: Any) -> Any:
         return evaluate(method, bind(fn, argnums, args, kwargs, has_aux=has_aux, in_dims=in_dims), options)
@@ -152,16 +145,29 @@ def jac_fwd(
     Forward-mode differentiation with vmapped jvps, after JAX's ``jacfwd`` (Bradbury et al. 2018).
     """
     options = Options(return_value, chunk_size, memory, randomness, differentiable)
-
-    columns = frozen(columns)
-
-    def start(block: Bound, columns_at_once: int | None, tracking: Tracking, probing: bool) -> Evaluation:
-        side = select(block.leaf_types, block.spec, columns, "columns")
-        return start_forward(block, columns_at_once, probing, side=side, options=options)
-
-    method = Method("jac_fwd", -1, start, samples_first=True, key=selection_key(columns))
+    method = forward_method(frozen(columns), options)
 
     def jacobian(*args: Any, **kwargs: Any) -> Any:
         return evaluate(method, bind(fn, argnums, args, kwargs, has_aux=has_aux, in_dims=in_dims), options)
 
     return jacobian
+
+
+def reverse_method(rows: Selection, options: Options) -> Method:
+    """How ``jac_rev`` evaluates a block."""
+
+    def side_of(value: Sequence[LeafType], block: Bound) -> Side:
+        return select(value, block.outputs.spec, rows, "rows")
+
+    start = partial(start_reverse, side_of=side_of, options=options)
+    return Method("jac_rev", 1, start, samples_first=False, key=selection_key(rows))
+
+
+def forward_method(columns: Selection, options: Options) -> Method:
+    """How ``jac_fwd`` evaluates a block."""
+
+    def start(block: Bound, columns_at_once: int | None, tracking: Tracking, probing: bool) -> Evaluation:
+        side = select(block.leaf_types, block.spec, columns, "columns")
+        return start_forward(block, columns_at_once, probing, side=side, options=options)
+
+    return Method("jac_fwd", -1, start, samples_first=True, key=selection_key(columns))

@@ -34,8 +34,8 @@ def self_check(bound: Bound, structure: Structure, options: Options) -> None:
     _, vjp = torch.func.vjp(plain, *one.expanded(one.leaves))  # type: ignore[misc]
     with torch.no_grad():
         wanted = vjp(cotangents)
-    for name, rows, grad in zip(one.names, got, wanted, strict=True):
-        _compare(name, rows.dense()[:, 0].reshape(grad.shape), grad, rows.magnitude())  # one sample, one row
+        for name, rows, grad in zip(one.names, got, wanted, strict=True):
+            _compare(name, rows.dense()[:, 0].reshape(grad.shape), grad, rows.magnitude())  # one sample, one row
 
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,59 +16,13 @@ from jacfn._torch import inside_transform
 from jacfn._tree import LeafType
 from jacfn.quasilinear.capture import Capture
 from jacfn.quasilinear.derived import leaves_behind, replay
-from jacfn.quasilinear.factors import Form, joined
+from jacfn.quasilinear.factors import Dense, Form, Leaf, Term, joined
 from jacfn.quasilinear.structure import Structure, level_of_samples, mapped_leaves, new_record
 from jacfn.quasilinear.witness import scalar_like, witness
 
 
 class StructureChangedError(Exception):
     """A run of ``fn`` did not do what was learnt about it."""
-
-
-@dataclasses.dataclass
-class LeafRows:
-    """A chunk of the rows of one leaf: the sum over its claimed uses and of the ``rest``."""
-
-    uses: list[tuple[Form, Tensor, Any]]  # (form, laid cotangents, prepared input)
-    rest: list[Tensor]  # other terms (N, R, *leaf)
-    shape: tuple[int, ...]  # (N, R, *leaf)
-    like: LeafType
-    in_place: bool
-
-    @property
-    def samples(self) -> int:
-        """In this block."""
-        return self.shape[0]
-
-    def write(self, out: Tensor) -> None:
-        """The first term is written, the others are added."""
-        for number, (form, delta, x) in enumerate(self.uses):
-            if number == 0:
-                form.write(delta, x, out)
-            else:
-                out += form.rows(delta, x).reshape(self.shape)
-        for number, term in enumerate(self.rest, start=len(self.uses)):
-            out.copy_(term) if number == 0 else out.add_(term)
-        if not self.uses and not self.rest:
-            out.zero_()
-
-    def dense(self) -> Tensor:
-        """The sum in new memory."""
-        terms = [form.rows(delta, x).reshape(self.shape) for form, delta, x in self.uses]
-        terms += self.rest
-        if not terms:
-            return torch.zeros(self.shape, dtype=self.like.dtype, device=self.like.device)
-        return sum(terms[1:], terms[0])
-
-    def magnitude(self) -> float:
-        """How large the terms are that the elements sum up: rounding errors are relative to it."""
-
-        def size(x: Any) -> Any:
-            return x.abs() if isinstance(x, Tensor) and x.is_floating_point() else x
-
-        terms = [form.rows(delta.abs(), size(x)) for form, delta, x in self.uses]
-        terms += [term.abs() for term in self.rest]
-        return max((term.nan_to_num(0, 0, 0).max().item() for term in terms if term.numel()), default=0.0)
 
 
 class Factors:
@@ -138,7 +91,7 @@ class Factors:
         values, aux, captured = vmapped(aliases, block.data, mapped_leaves(block), list(taps))
         return values, (aux, captured)
 
-    def rows(self, cotangents: Sequence[Tensor | None], keep: bool) -> list[LeafRows]:
+    def rows(self, cotangents: Sequence[Tensor | None], keep: bool) -> list[Leaf]:
         """The rows of every leaf for stacks ``(R, *out)`` of one sample's cotangents; ``keep`` for the next call."""
         size = next(len(stack) for stack in cotangents if stack is not None)
         if self._lead:
@@ -154,24 +107,26 @@ class Factors:
         claims = len(self._structure.claims)
         deltas, others = grads[:claims], grads[claims:]
         leaves = self._block.leaf_types
-        result = [self._rows_of(i, (size, *kind.shape), kind, deltas, keep) for i, kind in enumerate(leaves)]
+        terms = [self._terms(leaf, deltas, keep) for leaf in range(len(leaves))]
         for leaf, grad in zip(self._joined, others, strict=True):
             if not _is_zero(grad):
-                result[leaf].rest.append(grad.transpose(0, 1))
-        for leaf, term in self._behind_derived(deltas, size, keep):
-            result[leaf].rest.append(term)
-        return result
+                terms[leaf].append(Term(Dense(), grad, None))
+        for leaf, grad in self._behind_derived(deltas, size, keep):
+            terms[leaf].append(Term(Dense(), grad.transpose(0, 1), None))
+        return [self._leaf(of_leaf, size, kind) for of_leaf, kind in zip(terms, leaves, strict=True)]
 
-    def _rows_of(
-        self, source: int, shape: tuple[int, ...], kind: LeafType, deltas: list[Tensor], keep: bool
-    ) -> LeafRows:
+    def _leaf(self, terms: list[Term], size: int, kind: LeafType) -> Leaf:
+        in_place = not self.linear.tracked and not inside_transform()
+        shape = (*(self._lead or (1,)), size, *kind.shape)
+        return Leaf(joined(terms), shape, kind.dtype, kind.device, in_place)
+
+    def _terms(self, source: int, deltas: list[Tensor], keep: bool) -> list[Term]:
         """The claimed uses of a source."""
-        uses = []
+        terms = []
         for i, j in self._structure.forms(source):
             form = self._structure.claims[i].forms[j][1]
-            uses.append((form, form.lay(deltas[i]), self._input(i, j, form, keep)))
-        in_place = not self.linear.tracked and not inside_transform()
-        return LeafRows(joined(uses), [], (*(self._lead or (1,)), *shape), kind, in_place)
+            terms.append(Term(form, form.lay(deltas[i]), self._input(i, j, form, keep)))
+        return terms
 
     def _input(self, claim: int, place: int, form: Form, keep: bool) -> Any:
         """What the form makes of its captured input: once, if more rows are to come."""
@@ -192,8 +147,11 @@ class Factors:
         derived = structure.derived
         if not derived or self._lead == (0,):
             return []
-        kind = block.leaf_types[0]
-        stacks = [self._rows_of(s, (size, *shape), kind, deltas, keep).dense() for s, shape in derived.items()]
+        like = block.leaf_types[0]
+        stacks = [
+            self._leaf(self._terms(source, deltas, keep), size, like._replace(shape=shape)).dense()
+            for source, shape in derived.items()
+        ]
         behind = sorted(leaves_behind(structure.derivations, set(derived), len(block.leaves)))
 
         def pulled(values: list[Tensor], stacks: list[Tensor]) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,8 +18,11 @@ from jacfn._selection import Selection, frozen, select, selection_key
 from jacfn._torch import inside_transform
 from jacfn._tree import LeafType
 from jacfn.quasilinear.check import self_check
-from jacfn.quasilinear.linearise import Factors, LeafRows, StructureChangedError
+from jacfn.quasilinear.factors import Leaf
+from jacfn.quasilinear.linearise import Factors, StructureChangedError
 from jacfn.quasilinear.structure import Structure, check_strict, learn
+
+T = TypeVar("T")
 
 
 def start_quasilinear(
@@ -39,7 +42,7 @@ def start_quasilinear(
     side = select(kinds, block.outputs.spec, rows, "rows")
     ranges = side.probes(rows_at_once) if probing else side.chunks(rows_at_once)
 
-    def chunks() -> Iterator[tuple[int, int, list[LeafRows]]]:
+    def chunks() -> Iterator[tuple[int, int, list[Leaf]]]:
         for low, high in ranges:
             yield low, high, factors.rows(side.basis(low, high), keep=len(ranges) > 1)
 
@@ -115,16 +118,25 @@ def jac_quasilinear(
     def jacobian(*args: Any, **kwargs: Any) -> Any:
         bound = bind(fn, argnums, args, kwargs, has_aux=has_aux, in_dims=in_dims)
         bound = bound if differentiable else bound.detach()
-        structure = known_structure(bound, options, strict)
-        for again in (_learn_again, _join_all, None):
-            try:
-                return evaluate(quasilinear_method(structure, rows, options), bound, options)
-            except StructureChangedError:
-                if again is not None:
-                    structure = again(bound, options, strict, structure)
-        raise JacfnError("fn does something else at every call: jac_quasilinear needs a pure function; use jac_rev")
+
+        def run(structure: Structure) -> Any:
+            return evaluate(quasilinear_method(structure, rows, options), bound, options)
+
+        return with_structure(run, bound, options, strict)
 
     return jacobian
+
+
+def with_structure(run: Callable[[Structure], T], bound: Bound, options: Options, strict: bool = False) -> T:
+    """``run(structure)`` with what is learnt about ``fn``; learnt anew where the run does not follow it."""
+    structure = known_structure(bound, options, strict)
+    for again in (_learn_again, _join_all, None):
+        try:
+            return run(structure)
+        except StructureChangedError:
+            if again is not None:
+                structure = again(bound, options, strict, structure)
+    raise JacfnError("fn does something else at every call: jac_quasilinear needs a pure function; use jac_rev")
 
 
 def known_structure(bound: Bound, options: Options, strict: bool = False) -> Structure:
@@ -187,6 +199,6 @@ def _default_chunks(structure: Structure, bound: Bound) -> Chunks:
     return Chunks(samples and together, min(max(at_once, 1), rows))
 
 
-# Measured on two cores: bytes of all that a chunk holds, and of each temporary, as malloc maps large ones anew each time.
+# Bytes of all that a chunk holds, and of each temporary: malloc maps large ones anew each time. Measured on two cores.
 _ROOM = 128 << 20
-_LARGEST = 8 << 20
+_LARGEST = 16 << 20

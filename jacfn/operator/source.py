@@ -1,0 +1,168 @@
+"""Where an operator's rows come from (L3): factors that are held, or passes made anew for each use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from jacfn._binding import Bound
+from jacfn._products import Linearisation, push
+from jacfn._tree import LeafType
+from jacfn.operator.block import Block, held_bytes, in_order
+from jacfn.operator.columns import ColumnSums
+
+Columns = list[Tensor]  # a stack (S, *leaf) for each leaf
+
+
+class Source:
+    """Rows of a Jacobian in blocks.
+
+    Attributes:
+        count: the number of rows.
+        kinds: what each leaf of the columns looks like.
+        room: bytes that a contraction may take for its temporaries.
+        matrix_free: products are cheaper without blocks.
+    """
+
+    matrix_free = False
+
+    def __init__(self, count: int, kinds: Sequence[LeafType], room: int) -> None:
+        self.count, self.kinds, self.room = count, tuple(kinds), room
+
+    def blocks(self, skip: int = 0) -> Iterator[Block]:
+        """The blocks, without the first ``skip``."""
+        raise NotImplementedError
+
+    @property
+    def held(self) -> int:
+        """Bytes that are held between uses."""
+        return 0
+
+    def mv(self, stacks: Columns) -> Tensor:
+        """``J v``, ``(M, S)``."""
+        rows, parts = [], []
+        for block in self.blocks():
+            rows.append(block.rows)
+            parts.append(block.mv(stacks, self.room))
+        return in_order(rows, parts)
+
+    def rmv(self, cotangents: Tensor) -> Tensor:
+        """``Jᵀ u``, ``(S, P)``, for ``(M, S)``."""
+        sums = ColumnSums(self.kinds, cotangents.shape[1])
+        for block in self.blocks():
+            sums.add(block.rmv(cotangents[block.rows], self.room))
+        return sums.result()
+
+
+class Held(Source):
+    """Blocks that were made once and are kept; ``given`` are the caller's tensors, which they may have views of."""
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        count: int,
+        kinds: Sequence[LeafType],
+        room: int,
+        given: Sequence[Tensor] = (),
+    ) -> None:
+        super().__init__(count, kinds, room)
+        self._blocks, self.given = list(blocks), given
+
+    def blocks(self, skip: int = 0) -> Iterator[Block]:
+        """As they are."""
+        return iter(self._blocks[skip:])
+
+    @property
+    def held(self) -> int:
+        """Of the factors."""
+        return held_bytes(self._blocks, self.given)
+
+
+class Streamed(Source):
+    """Blocks that are made anew at each use; ``make(skip)`` makes them."""
+
+    def __init__(
+        self, make: Callable[[int], Iterator[Block]], count: int, kinds: Sequence[LeafType], room: int
+    ) -> None:
+        super().__init__(count, kinds, room)
+        self._make = make
+
+    def blocks(self, skip: int = 0) -> Iterator[Block]:
+        """By passes through fn."""
+        return self._make(skip)
+
+
+class Products(Streamed):
+    """The same, with products by jvp and vjp, a block of samples at a time."""
+
+    matrix_free = True
+
+    def __init__(
+        self,
+        bound: Bound,
+        samples: int | None,
+        tracked: bool,
+        make: Callable[[int], Iterator[Block]],
+        count: int,
+        room: int,
+    ) -> None:
+        super().__init__(make, count, bound.leaf_types, room)
+        self._bound, self._samples, self._tracked = bound, samples, tracked
+
+    def mv(self, stacks: Columns) -> Tensor:
+        """One forward-mode pass a vector."""
+        if not len(stacks[0]):
+            return torch.zeros(self.count, 0, dtype=self.kinds[0].dtype, device=self.kinds[0].device)
+        parts = []
+        for block in self._parts():
+            call = block.vmapped(block.call, "error")
+            with torch.set_grad_enabled(self._tracked):
+                out, _, _ = push(partial(_with_data, call, block.data), block.leaves, stacks, "error")
+            lead = 1 if block.samples is None else block.samples
+            first = 1 if block.samples is None else 2
+            flat = [leaf.reshape(len(leaf), lead, math.prod(leaf.shape[first:])) for leaf in out]
+            parts.append(torch.cat(flat, -1).flatten(1).T)  # (rows, S)
+        return torch.cat(parts)
+
+    def rmv(self, cotangents: Tensor) -> Tensor:
+        """One pass, then one reverse-mode pass a vector."""
+        sums, low = ColumnSums(self.kinds, cotangents.shape[1]), 0
+        for block in self._parts():
+            linear = self._linearised(block)
+            lead, samples = (0, 1) if block.samples is None else (1, block.samples)
+            sizes = [math.prod(leaf.shape[lead:]) for leaf in linear.value]
+            high = low + samples * sum(sizes)
+            stack = cotangents[low:high].T.reshape(cotangents.shape[1], samples, sum(sizes))
+            pieces = [
+                piece.reshape(len(stack), *leaf.shape)
+                for piece, leaf in zip(torch.split(stack, sizes, -1), linear.value, strict=True)
+            ]
+            sums.add(linear.pull(pieces) if len(stack) else [])
+            low = high
+        return sums.result()
+
+    def _linearised(self, block: Bound) -> Linearisation:
+        call = block.vmapped(block.call, "error")
+
+        def of_leaves(*leaves: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+            return _with_data(call, block.data, leaves)
+
+        return Linearisation(of_leaves, block.leaves, "error", "on" if self._tracked else "off")
+
+    def _parts(self) -> Iterator[Bound]:
+        if self._bound.samples is None:
+            yield self._bound
+            return
+        step = self._samples or 1
+        for start in range(0, max(self._bound.samples, 1), step):
+            yield self._bound.block(start, min(step, self._bound.samples - start))
+
+
+def _with_data(
+    call: Callable[..., tuple[list[Tensor], list[Tensor]]], data: Columns, leaves: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    return call(list(leaves), data)
