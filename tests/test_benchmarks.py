@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks import profile, quasilinear
+from benchmarks import operator, profile, quasilinear, works
 from benchmarks.floors import outer_products
 from benchmarks.measure import difference, measure
 from benchmarks.methods import BASELINE, OURS, named
+from benchmarks.operators import budget, scaling
+from benchmarks.operators.compare import compare
 from benchmarks.peers import BACKPACK, OPACUS, PYTORCH_JACOBIAN
 from benchmarks.works import WORKS, TokenTransformer, Work, cnn_net, conv3d_net, make_work, mlp_net, resnet
 
@@ -91,3 +93,79 @@ def test_profile_prints_operations_and_page_faults(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "aten::" in out
     assert "page faults" in out
+
+
+# --- the operator ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_works(monkeypatch):
+    """Every network that has a tiny form has it in place of its own."""
+    for name in ("mlp", "cnn", "transformer"):
+        monkeypatch.setitem(works.WORKS, name, lambda name=name: tiny(name))
+
+
+@pytest.mark.filterwarnings("ignore")  # theirs
+def test_operator_prints_a_section_for_each_timed_part_and_saves_them(tiny_works, tmp_path, capsys):
+    threads = str(torch.get_num_threads())
+    timed = ",".join(operator.TIMED)
+    quick = ["--works", "mlp", "--seconds", "0.001", "--threads", threads, "--jax", str(tmp_path / "nowhere")]
+    operator.main(["--parts", f"{timed},jax", *quick, "--save", str(tmp_path)])
+    saved = (tmp_path / "operator.txt").read_text()
+    assert saved.strip() in capsys.readouterr().out
+    for part in operator.TIMED.values():
+        assert part.title in saved
+        assert f"{part.unit} fails" not in saved
+    for line in ("mlp: time of jacfn materialize(out=) / warm fill", "python -m benchmarks.jax_env makes them"):
+        assert line in saved
+    assert (tmp_path / "operator.png").stat().st_size
+
+
+@pytest.mark.filterwarnings("ignore")  # theirs
+@pytest.mark.parametrize("work", ["cnn", "transformer"])
+@pytest.mark.parametrize("part", ["flat", "ntk", "norms"])
+def test_all_ways_of_a_part_agree(part, work):
+    part = operator.TIMED[part]
+    measured = compare(part, tiny(work), 1e-4)
+    right = {method.name for method in part.methods if not method.skip(measured.work)}
+    if work == "transformer":
+        right -= {name for name in right if name.startswith("BackPACK")}  # it has no rule for attention
+    assert right <= measured.seconds.keys()
+    assert max(measured.differences.values()) < 1e-5
+
+
+@pytest.mark.parametrize("way", scaling.WAYS)
+def test_a_point_of_the_scaling_curve_has_a_time_and_a_peak(way):
+    measured = scaling.child(way, 3, [4, 5, 2], torch.get_num_threads(), 1e-3)
+    assert measured["seconds"] > 0
+    assert measured["difference"] < 1e-5
+
+
+def test_the_scaling_curve_is_drawn_and_its_targets_are_set(tmp_path):
+    def point(samples, width, seconds):
+        figures = {scaling.OURS: {"seconds": seconds, "peak": 2**20}, scaling.THEIRS: {"error": "no memory"}}
+        return scaling.Point(f"{samples} {width}", samples, (3, width, width, 2), figures)
+
+    curves = [[point(n, 4, n**2) for n in (2, 4, 8)], [point(2, width, width) for width in (4, 8)]]
+    text = scaling.section(curves)
+    assert "8 4, tutorial, Jacobian contraction: no memory" in text
+    assert "time at N=8 / N=2" in text
+    scaling.plot(curves, tmp_path / "ntk.png")
+    assert (tmp_path / "ntk.png").stat().st_size
+
+
+@pytest.mark.parametrize("operation", budget.OPERATIONS)
+@pytest.mark.parametrize("method", budget.METHODS)
+def test_a_budget_is_measured_for_every_method_and_operation(method, operation, monkeypatch):
+    monkeypatch.setitem(budget.LARGE, "tiny", (lambda: tiny("mlp"),) * 2)
+    asked = {"work": "tiny", "method": method, "operation": operation, "budget": "64MiB"}
+    threads = torch.get_num_threads()
+    row = budget.line(budget.child(**asked, threads=threads), **asked, threads=threads)
+    assert row[budget.HEADER.index("inside")] == "yes"
+    assert "1 of 1" in budget.section([row], "64MiB")
+
+
+def test_a_failure_in_a_child_is_in_the_table():
+    row = budget.line({"error": "it broke"}, work="mlp", method="rev", operation="mv", budget="1MiB")
+    assert row[0] == "mlp: it broke"
+    assert "0 of 1" in budget.section([row], "1MiB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -59,7 +60,7 @@ def _chunks(method: Method, bound: Bound, options: Options) -> Chunks:
 
 
 def _within(method: Method, bound: Bound, budget: int, hold: bool) -> Plan:
-    """All held if that leaves half of the budget; else the largest blocks of which two fit."""
+    """All held if there is room for it beside the evaluation of a block; else the largest blocks of which two fit."""
     room = budget // 4
     held: dict[tuple[int, int], int] = {}
     total = 0
@@ -81,19 +82,20 @@ def _within(method: Method, bound: Bound, budget: int, hold: bool) -> Plan:
 
         return predict(run)
 
-    n = 1 if bound.samples is None else max(bound.samples, 1)
-    first = peak(1, _ALL)
     row = sum(kind.size * kind.dtype.itemsize for kind in bound.leaf_types)
-    hold = hold and budget >= 8 * row
-    if hold and bound.samples is not None:
-        # Held by all samples, and while the last of them are evaluated.
-        each = held[1, _ALL]
-        free = USABLE * (budget - room) - n * each
-        if free > first:
-            block = min(n, max(1, int(free // max(first, 1))))
-            return Plan(Chunks(math.ceil(n / math.ceil(n / block)), _ALL, budget, n * each + block * first), True, room)
-    elif hold and first <= USABLE * (budget - room):
-        return Plan(Chunks(None, _ALL, budget, first), True, room)
+    peak(1, 1)
+    forward = method.axis != 1  # a pass for columns serves all samples
+    if hold and budget >= 8 * row:
+        peak(1, _ALL)
+        each, n = held[1, _ALL], 1 if bound.samples is None else max(bound.samples, 1)
+
+        def beside(samples: int, rows: int) -> int:
+            """Of a block that is evaluated while all are held."""
+            return math.ceil(max(peak(samples, rows), each) + n * each)
+
+        with contextlib.suppress(JacfnValueError):
+            chunks = plan(beside, bound.samples, max(total, 1), budget - room, samples_first=forward, what="row")
+            return Plan(_whole(chunks, total), True, room)
 
     def both(samples: int, rows: int) -> int:
         """Of a block that is evaluated beside one that is there, and the room: what a budget has to be for them."""
@@ -101,5 +103,9 @@ def _within(method: Method, bound: Bound, budget: int, hold: bool) -> Plan:
         return max(blocks, math.ceil(USABLE * 8 * row))  # the room has two dense rows
 
     chunks = plan(both, bound.samples, max(total, 1), budget, samples_first=False, what="row")
-    whole = chunks.rows >= max(total, 1)
-    return Plan(dataclasses.replace(chunks, rows=_ALL if whole else chunks.rows), False, room)
+    return Plan(_whole(chunks, total), False, room)
+
+
+def _whole(chunks: Chunks, total: int) -> Chunks:
+    """All rows are all, however many there are."""
+    return dataclasses.replace(chunks, rows=_ALL if chunks.rows >= max(total, 1) else chunks.rows)

@@ -77,7 +77,7 @@ def jacobian_operator(
         >>> fn, params = make_functional(torch.nn.Linear(3, 2))
         >>> J = jacobian_operator(fn, params, torch.ones(5, 3), in_dims=(None, 0))
         >>> J
-        JacobianOperator(10 x 8, method='quasilinear', 2 leaves, float32, cpu, holds 0.0001488 MiB)
+        JacobianOperator(10 x 8, method='quasilinear', 2 leaves, float32, cpu, holds 9.155e-05 MiB)
         >>> J.gram().shape, J.row_norms()[0]
         (torch.Size([10, 10]), tensor(2.))
 

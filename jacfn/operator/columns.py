@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -15,50 +14,36 @@ from jacfn._tree import LeafType
 class ColumnSums:
     """``(lead, P)``: what blocks give for each leaf, added up in its columns.
 
-    What carries derivatives is added out of place, leaf by leaf.
+    What carries derivatives is added out of place.
     """
 
     def __init__(self, kinds: Sequence[LeafType], lead: int) -> None:
-        self._kinds, self._lead = kinds, lead
-        self._bounds = list(pairwise(accumulate((kind.size for kind in kinds), initial=0)))
-        self._out: Tensor | None = None
-        self._recorded: dict[int, Tensor] = {}
+        self._sizes = [kind.size for kind in kinds]
+        self._like, self._lead = kinds[0], lead
+        self._total: Tensor | None = None
 
     def add(self, parts: Iterable[Tensor]) -> None:
         """``(lead, *leaf)`` for one leaf after the other."""
-        for leaf, part in enumerate(parts):
-            part = part.reshape(self._lead, self._kinds[leaf].size)
-            if not inside_transform() and not part.requires_grad:
-                self._slot(leaf).add_(part)
-            elif leaf in self._recorded:
-                self._recorded[leaf] = self._recorded[leaf] + part
+        flat = (part.reshape(self._lead, size) for part, size in zip(parts, self._sizes, strict=True))
+        if self._total is None:
+            self._total = torch.cat(list(flat), 1)
+            return
+        low = 0
+        recorded: list[Tensor] = []
+        for part, size in zip(flat, self._sizes, strict=True):
+            if recorded or self._total.requires_grad or part.requires_grad or inside_transform():
+                recorded.append(torch.nn.functional.pad(part, (low, sum(self._sizes) - low - size)))
             else:
-                self._recorded[leaf] = part
+                self._total[:, low : low + size] += part
+            low += size
+        for part in recorded:
+            self._total = self._total + part
 
     def result(self) -> Tensor:
         """All columns."""
-        if not self._recorded:
-            return self._whole()
-        leaves = []
-        for leaf, kind in enumerate(self._kinds):
-            recorded = self._recorded.get(leaf)
-            if self._out is not None:
-                recorded = self._slot(leaf) if recorded is None else recorded + self._slot(leaf)
-            elif recorded is None:
-                recorded = torch.zeros(self._lead, kind.size, dtype=kind.dtype, device=kind.device)
-            leaves.append(recorded)
-        return torch.cat(leaves, 1)
-
-    def _slot(self, leaf: int) -> Tensor:
-        low, high = self._bounds[leaf]
-        return self._whole()[:, low:high]
-
-    def _whole(self) -> Tensor:
-        if self._out is None:
-            width = self._bounds[-1][1] if self._bounds else 0
-            like = self._kinds[0]
-            self._out = torch.zeros(self._lead, width, dtype=like.dtype, device=like.device)
-        return self._out
+        if self._total is not None:
+            return self._total
+        return torch.zeros(self._lead, sum(self._sizes), dtype=self._like.dtype, device=self._like.device)
 
 
 def by_leaf(flat: Tensor, kinds: Sequence[LeafType]) -> list[Tensor]:

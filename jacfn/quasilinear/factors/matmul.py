@@ -78,9 +78,10 @@ class Matmul:
     def mv(self, delta: Tensor, x: Tensor, v: Tensor) -> Tensor:
         """``(N, R, S)``: the output's tangents ``v x``, then their products with the cotangents."""
         (r, n, g, t, o), i, s = delta.shape, x.shape[-1], len(v)
+        innermost = s > 1 and v.stride(0) == 1
         v = v.reshape(s, g, i, o) if self.swapped else v.reshape(s, g, o, i).transpose(2, 3)
-        # The vectors become the last axis: of the tangents, or of the weight where that is smaller.
-        late = n * t <= i
+        # The vectors become the last axis: of the tangents, or of the weight where that is smaller or has them there.
+        late = n * t <= i and not innermost
         weight = (v.permute(1, 2, 0, 3) if late else v.permute(1, 2, 3, 0)).reshape(g, i, s * o)
         if g == 1:
             tangents = x[:, 0] @ weight[0]  # (N, T, S·O) <- (N, T, I) x (I, S·O)
@@ -89,13 +90,14 @@ class Matmul:
         if late:
             tangents = tangents.reshape(n, g * t, s, o).transpose(2, 3)
         # (N, R, S) <- (N, R, G·T·O) x (N, G·T·O, S)
-        return delta.transpose(0, 1).reshape(n, r, g * t * o) @ tangents.reshape(n, g * t * o, s)
+        return delta.reshape(r, n, g * t * o).transpose(0, 1) @ tangents.reshape(n, g * t * o, s)
 
     def rmv(self, delta: Tensor, x: Tensor, u: Tensor) -> Tensor:
         """``(S, G, O, I)``, or ``(S, G, I, O)``: cotangents combined, then one product over samples and positions."""
         (r, n, g, t, o), i, s = delta.shape, x.shape[-1], u.shape[-1]
-        # (N, G·T·O, S) <- (N, G·T·O, R) x (N, R, S)
-        combined = delta.transpose(0, 1).reshape(n, r, g * t * o).transpose(1, 2) @ u
+        rows = delta.reshape(r, n, g * t * o)
+        # (N, G·T·O, S) <- (N, G·T·O, R) x (N, R, S); one vector is too thin for a matrix product
+        combined = (rows * u.transpose(0, 1)).sum(0) if s == 1 else rows.permute(1, 2, 0) @ u
         left = combined.view(n, g, t, o * s).permute(1, 3, 0, 2).reshape(g, o * s, n * t)
         right = x.transpose(0, 1).reshape(g, n * t, i)
         # (G, O·S, I) <- (G, O·S, N·T) x (G, N·T, I)
