@@ -118,7 +118,7 @@ def test_budgets(name: str, method: str, factor: float, n: int) -> None:
 @pytest.mark.parametrize("method", [*(m for m in METHODS if m != "fwd"), pytest.param("fwd", marks=pytest.mark.slow)])
 def test_smallest_budget_streams(method: str) -> None:
     """Nothing is held, there are several blocks, and they come in order each time."""
-    case = CASES["mlp"](5)
+    case = CASES["mlp"](40)
     smallest = smallest_budget(lambda budget: operator(case, method, memory=budget))
     J = operator(case, method, memory=smallest)
     blocks = list(J.source.blocks())

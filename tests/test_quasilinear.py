@@ -363,8 +363,8 @@ def test_claims_that_change_are_learnt_again() -> None:
 def test_a_wrong_rule_is_caught(monkeypatch) -> None:
     from jacfn.quasilinear import factors
 
-    rows = factors.Matmul.rows
-    monkeypatch.setattr(factors.Matmul, "rows", lambda *args: 1.01 * rows(*args))
+    lay = factors.Matmul.lay
+    monkeypatch.setattr(factors.Matmul, "lay", lambda *args: 1.01 * lay(*args))
     fn = CASES["linear"]
 
     def fresh(w: Tensor, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ positions slices are. Rows of a table go either way, with ``index = index'`` in 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -26,11 +26,38 @@ from jacfn.quasilinear.factors import Dense, Gather, Leaf, Scale, Shift, Term
 from jacfn.quasilinear.factors.slices import dense_slices, gather_slices, product_slices
 from jacfn.quasilinear.factors.terms import Product, only_product
 
-__all__ = ["Contraction", "add_gram", "gram_of", "mirror"]
+__all__ = ["Contraction", "add_gram", "gram_of", "mirror", "shifts"]
 
 
-def add_gram(out: Tensor, a: Leaf, b: Leaf | None, contraction: Contraction, room: int) -> None:
+def shifts(a: Sequence[Leaf], b: Sequence[Leaf]) -> dict[int, int]:
+    """Leaves that add to one position alone what a weight multiplies there, by the weight's number.
+
+    Weight and bias of a linear layer have the same cotangents, in the same memory: their inner products are
+    ``(x·x' + 1)(delta·delta')``.
+    """
+    found = {}
+    for number in range(len(a)):
+        for weight in range(len(a)):
+            if all(_is_shift(leaves[number], leaves[weight]) for leaves in (a, b)):
+                found[weight] = number
+    return found
+
+
+def _is_shift(leaf: Leaf, weight: Leaf) -> bool:
+    product = only_product(weight.terms)
+    if product is None or product.positions != 1 or product.delta.shape[2] != 1 or len(leaf.terms) != 1:
+        return False
+    mine, its = leaf.terms[0].delta, product.delta[:, :, 0, 0]
+    same = mine.shape == its.shape and mine.stride() == its.stride() and mine.data_ptr() == its.data_ptr()
+    return isinstance(leaf.terms[0].form, Dense) and same
+
+
+def add_gram(
+    out: Tensor, a: Leaf, b: Leaf | None, contraction: Contraction, room: int, *, shifted: bool = False
+) -> None:
     """Add the inner products of the rows of ``a`` with those of ``b`` to ``out``, with temporaries of ``room`` bytes.
+
+    With ``shifted``, for weights that :func:`shifts` names, those of the shift as well.
 
     With ``b`` None they are those of ``a`` among themselves, and right in the upper triangle alone: :func:`mirror`
     completes it when all leaves are there.
@@ -39,7 +66,7 @@ def add_gram(out: Tensor, a: Leaf, b: Leaf | None, contraction: Contraction, roo
         return
     sums = InPlace(out, contraction, b is None, room)
     for p, q in _pairs_of_terms(a, b):
-        if not _add_alike(sums, p, q, contraction, room, in_place=True):
+        if not _add_alike(sums, p, q, contraction, room, in_place=True, shifted=shifted):
             _add_crossed(out, a.only(p), (b or a).only(q or p), contraction, room)
 
 
@@ -71,12 +98,14 @@ def _simplified(term: Term) -> Term:
     return Term(Dense(), term.rows().transpose(0, 1), None) if isinstance(term.form, Scale | Shift) else term
 
 
-def _add_alike(sums: Sums, p: Term, q: Term | None, contraction: Contraction, room: int, in_place: bool) -> bool:
+def _add_alike(
+    sums: Sums, p: Term, q: Term | None, contraction: Contraction, room: int, in_place: bool, shifted: bool = False
+) -> bool:
     """Add the inner products of terms of one kind; False where they are of two."""
     other = p if q is None else q
     a, b = only_product([p]), None if q is None else only_product([q])
     if a is not None and (q is None or (b is not None and a.matches(b))):
-        _add_products(sums, a, b, contraction, room, in_place)
+        _add_products(sums, a, b, contraction, room, in_place, shifted)
     elif isinstance(p.form, Dense) and isinstance(other.form, Dense):
         for left, right in dense_slices(p.rows(), None if q is None else q.rows(), room):
             sums.add_slices(left, right)
@@ -88,7 +117,7 @@ def _add_alike(sums: Sums, p: Term, q: Term | None, contraction: Contraction, ro
 
 
 def _add_products(
-    sums: Sums, a: Product, b: Product | None, contraction: Contraction, room: int, in_place: bool
+    sums: Sums, a: Product, b: Product | None, contraction: Contraction, room: int, in_place: bool, shifted: bool
 ) -> None:
     """Of matrix products, by pairs or by slices, whichever takes fewer operations."""
     other = a if b is None else b
@@ -100,12 +129,14 @@ def _add_products(
     if by_slices < by_pairs:
         for left, right in product_slices(a, b, room, in_place):
             sums.add_slices(left, right)
+        if shifted:
+            sums.add_slices(*(delta[:, :, 0, 0].transpose(0, 1) for delta in (a.delta, other.delta)))
         return
     for group in range(g):
         for position in range(t):
             x, delta = a.x[:, group, position], a.delta[:, :, group, position].transpose(0, 1)
             for another in range(u):
-                weights = x @ other.x[:, group, another].T
+                weights = x @ other.x[:, group, another].T + int(shifted)
                 sums.add_pair(weights, delta, other.delta[:, :, group, another].transpose(0, 1))
 
 

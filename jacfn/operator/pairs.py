@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jacfn.operator.block import Block, Rows, as_places
-from jacfn.operator.gram import Contraction, add_gram, gram_of, mirror
+from jacfn.operator.gram import Contraction, add_gram, gram_of, mirror, shifts
 from jacfn.operator.source import Source
 from jacfn.operator.sums import InPlace
 
@@ -69,8 +69,10 @@ class _Pair:
         """Add them in place."""
         plain = isinstance(self.left, slice) and isinstance(self.right, slice) and not self.mirrored
         target = self._view(out) if plain else out.new_zeros(self._lengths())
-        for p, q in zip(self.x.leaves, self.y.leaves, strict=True):
-            add_gram(target, p, None if self.same else q, self.contraction, room)
+        beside = shifts(self.x.leaves, self.y.leaves)
+        for number, (p, q) in enumerate(zip(self.x.leaves, self.y.leaves, strict=True)):
+            if number not in beside.values():
+                add_gram(target, p, None if self.same else q, self.contraction, room, shifted=number in beside)
         if self.same:
             mirror(target, self.contraction)
         if not plain:

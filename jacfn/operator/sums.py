@@ -104,18 +104,23 @@ def as_matrix(out: Tensor, contraction: Contraction) -> Tensor:
 
 def mirror(out: Tensor, contraction: Contraction) -> None:
     """Copy the upper triangle of a symmetric result below the diagonal."""
-    _mirror(as_matrix(out, contraction))
+    matrix = as_matrix(out, contraction)
+    size = matrix.shape[-1]
+    for start in range(0, size, _PANEL):
+        stop = min(start + _PANEL, size)
+        _mirror_square(matrix[..., start:stop, start:stop])
+        matrix[..., stop:, start:stop] = matrix[..., start:stop, stop:].mT
 
 
-def _mirror(matrix: Tensor) -> None:
+def _mirror_square(matrix: Tensor) -> None:
     size = matrix.shape[-1]
     if size <= _TILE:
         matrix.copy_(matrix.triu() + matrix.triu(1).mT)
         return
     half = size // 2
     matrix[..., half:, :half] = matrix[..., :half, half:].mT
-    _mirror(matrix[..., :half, :half])
-    _mirror(matrix[..., half:, half:])
+    _mirror_square(matrix[..., :half, :half])
+    _mirror_square(matrix[..., half:, half:])
 
 
 def _spread(shape: tuple[int, ...], contraction: Contraction) -> tuple[int, ...]:
@@ -126,4 +131,4 @@ def _spread(shape: tuple[int, ...], contraction: Contraction) -> tuple[int, ...]
 # Measured on two cores: panels of fewer rows make products slow, more than 16 of them save nothing.
 _PANEL = 128
 _PANELS = 16
-_TILE = 16  # rows that are mirrored by way of copies
+_TILE = 32  # rows that are mirrored by way of copies

@@ -58,7 +58,7 @@ class Leaf:
 
     def dense(self) -> Tensor:
         """``(N, R, *leaf)``: new memory, but for a single dense term, which is given as it is."""
-        if self.in_place and only_product(self.terms) is not None:
+        if self.in_place and only_product(self.terms) is not None and _in_place(self.terms):
             out = torch.empty(self.shape, dtype=self.dtype, device=self.device)
             self.write(out)
             return out
@@ -225,9 +225,14 @@ class Leaf:
                 dense.append(term)
         if dense:
             rows = dataclasses.replace(self, terms=tuple(dense)).dense()
-            rows = rows.contiguous() if self.in_place else rows
+            if self.in_place and not (len(dense) == 1 and self._is_cotangent(dense[0])):
+                rows = rows.contiguous()
             kept.append(Term(Dense(), rows.transpose(0, 1), None))
         return dataclasses.replace(self, terms=tuple(kept))
+
+    def _is_cotangent(self, term: Term) -> bool:
+        """Whether the rows are the cotangents themselves, as of a bias: then they are shared with its weight."""
+        return isinstance(term.form, Shift) and _cotangents(term) == self.size
 
     def _with_deltas(self, f: Callable[[Tensor], Tensor]) -> Leaf:
         terms = tuple(Term(form, f(delta), x) for form, delta, x in self.terms)

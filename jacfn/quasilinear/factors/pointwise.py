@@ -83,6 +83,8 @@ def _sum_to(delta: Tensor, shape: tuple[int, ...]) -> Tensor:
     extra = delta.ndim - 2 - len(shape)
     if extra:
         delta = delta.reshape(*delta.shape[:2], math.prod(delta.shape[2 : 2 + extra]), *delta.shape[2 + extra :])
+    if extra and delta.shape[2] == 1:  # nothing to sum: the cotangents themselves
+        delta, extra = delta.squeeze(2), 0
     axes = [2] * bool(extra)
     axes += [axis for axis in range(-len(shape), 0) if shape[axis] == 1 != delta.shape[axis]]
     summed = delta.sum(axes) if axes else delta
