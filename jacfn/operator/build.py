@@ -149,7 +149,7 @@ class _Maker:
             return self._again(plan.chunks, skip)
 
         if self.method == "products":
-            return Products(self.bound, plan.chunks.samples, self._tracking() != "off", make, count, plan.room)
+            return Products(self.bound, plan.chunks.samples, self._tracking(), make, count, plan.room)
         return Streamed(make, count, kinds, plan.room)
 
     def _again(self, chunks: Chunks, skip: int) -> Iterator[Block]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jacfn._binding import Bound
+from jacfn._evaluate import Tracking
 from jacfn._products import Linearisation, push
 from jacfn._tree import LeafType
 from jacfn.operator.block import Block, held_bytes, in_order
@@ -105,13 +106,13 @@ class Products(Streamed):
         self,
         bound: Bound,
         samples: int | None,
-        tracked: bool,
+        tracking: Tracking,
         make: Callable[[int], Iterator[Block]],
         count: int,
         room: int,
     ) -> None:
         super().__init__(make, count, bound.leaf_types, room)
-        self._bound, self._samples, self._tracked = bound, samples, tracked
+        self._bound, self._samples, self._tracking = bound, samples, tracking
 
     def mv(self, stacks: Columns) -> Tensor:
         """One forward-mode pass a vector."""
@@ -120,7 +121,7 @@ class Products(Streamed):
         parts = []
         for block in self._parts():
             call = block.vmapped(block.call, "error")
-            with torch.set_grad_enabled(self._tracked):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self._tracking != "off"):
                 out, _, _ = push(partial(_with_data, call, block.data), block.leaves, stacks, "error")
             lead = 1 if block.samples is None else block.samples
             first = 1 if block.samples is None else 2
@@ -151,7 +152,7 @@ class Products(Streamed):
         def of_leaves(*leaves: Tensor) -> tuple[list[Tensor], list[Tensor]]:
             return _with_data(call, block.data, leaves)
 
-        return Linearisation(of_leaves, block.leaves, "error", "on" if self._tracked else "off")
+        return Linearisation(of_leaves, block.leaves, "error", self._tracking)
 
     def _parts(self) -> Iterator[Bound]:
         if self._bound.samples is None:
