@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from leaf_cases import Case, D, cases, dense, gather, matmul, rooms, shapes
 from torch import Tensor
+from torch.nn.functional import linear
 
+from jacfn import jacobian_operator, ntk
 from jacfn.operator import gram, sums
 from jacfn.operator.gram import Contraction, add_gram, gram_of, mirror
 from jacfn.quasilinear.factors import Dense, Gather, Leaf, Matmul, Term
@@ -242,3 +244,36 @@ def test_mirror(contraction: Contraction, size: int) -> None:
     mirror(out, contraction)
     assert torch.equal(matrix.triu(), upper)
     assert torch.equal(matrix, matrix.mT)
+
+
+def _sums_of_layers() -> dict[str, tuple[dict[str, tuple[int, ...]], Any]]:
+    w, b = (4, 3), (4,)
+    return {
+        "two layers": (
+            {"w": w, "b": b, "v": w, "c": b},
+            lambda p, x: linear(x, p["w"], p["b"]) + linear(-x, p["v"], p["c"]),
+        ),
+        "one shift": ({"w": w, "v": w, "b": b}, lambda p, x: linear(x, p["w"], p["b"]) + linear(-x, p["v"])),
+        "two shifts": ({"w": w, "b": b, "c": b}, lambda p, x: linear(x, p["w"], p["b"]) + p["c"]),
+        "layer and shift of its own": ({"w": w, "b": b}, lambda p, x: linear(x, p["w"]) + p["b"]),
+    }
+
+
+@pytest.mark.parametrize("case", _sums_of_layers())
+@pytest.mark.parametrize("last", ["tanh", "nothing"])
+def test_layers_with_the_same_cotangents(case: str, last: str) -> None:
+    """Each counts once, whether or not its cotangents are in memory of their own."""
+    shapes, layers = _sums_of_layers()[case]
+    params = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    x = torch.randn(5, 3, dtype=torch.float64)
+
+    def fn(params: dict[str, Tensor], x: Tensor) -> Tensor:
+        out: Tensor = layers(params, x)
+        return out.tanh() if last == "tanh" else out
+
+    jacobian = torch.func.vmap(torch.func.jacrev(fn), (None, 0))(params, x)
+    dense = torch.cat([leaf.reshape(20, -1) for leaf in jacobian.values()], 1)
+    operator = jacobian_operator(fn, params, x, in_dims=(None, 0))
+    torch.testing.assert_close(operator.gram(), dense @ dense.T)
+    kernel = ntk(fn, params, x, outputs="trace")
+    torch.testing.assert_close(kernel, torch.einsum("nkp,mkp->nm", *2 * [dense.view(5, 4, -1)]))

@@ -33,13 +33,15 @@ def shifts(a: Sequence[Leaf], b: Sequence[Leaf]) -> dict[int, int]:
     """Leaves that add to one position alone what a weight multiplies there, by the weight's number.
 
     Weight and bias of a linear layer have the same cotangents, in the same memory: their inner products are
-    ``(x·x' + 1)(delta·delta')``.
+    ``(x·x' + 1)(delta·delta')``. Layers whose outputs are added have the same cotangents, too: each shift goes with one
+    weight, and each weight with one shift.
     """
-    found = {}
+    found: dict[int, int] = {}
     for number in range(len(a)):
         for weight in range(len(a)):
-            if all(_is_shift(leaves[number], leaves[weight]) for leaves in (a, b)):
+            if weight not in found and all(_is_shift(leaves[number], leaves[weight]) for leaves in (a, b)):
                 found[weight] = number
+                break
     return found
 
 
