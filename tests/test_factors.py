@@ -148,7 +148,7 @@ def test_choice_of_rows(data: st.DataObject) -> None:
     assert picked.shape == (length, 1, *case.leaf.shape[2:])
     close(picked.dense(), case.dense[samples, rows].unsqueeze(1))
     low, high = sorted((data.draw(st.integers(0, n)), data.draw(st.integers(0, n))))
-    block = case.leaf.block(low, high)
+    block = case.leaf.part(slice(low, high))
     assert block.shape == (high - low, *case.leaf.shape[1:])
     close(block.dense(), case.dense[low:high])
     first, last = sorted((data.draw(st.integers(0, r)), data.draw(st.integers(0, r))))

@@ -148,7 +148,7 @@ def test_of_many_rows(contraction: Contraction, sizes: tuple[int, ...], room: in
     add_gram(out, one, None, contraction, room)
     mirror(out, contraction)
     torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
-    small = one.block(0, max(one.samples // 3, 1))
+    small = one.part(slice(0, max(one.samples // 3, 1)))
     expected = expected.narrow(2 if contraction == "full" else 1, 0, small.samples)
     out = torch.zeros_like(expected, memory_format=torch.contiguous_format)
     add_gram(out, one, small, contraction, room)
@@ -277,3 +277,11 @@ def test_layers_with_the_same_cotangents(case: str, last: str) -> None:
     torch.testing.assert_close(operator.gram(), dense @ dense.T)
     kernel = ntk(fn, params, x, outputs="trace")
     torch.testing.assert_close(kernel, torch.einsum("nkp,mkp->nm", *2 * [dense.view(5, 4, -1)]))
+
+
+def test_of_two_operators_that_hold_the_weight_in_different_forms() -> None:
+    p = {"w": torch.randn(4, 4, dtype=torch.float64), "b": torch.randn(4, dtype=torch.float64)}
+    x, y = torch.randn(5, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    a = jacobian_operator(lambda p, x: linear(x, p["w"], p["b"]), p, x, in_dims=(None, 0))
+    b = jacobian_operator(lambda p, x: x @ p["w"] + p["b"], p, y, in_dims=(None, 0))
+    torch.testing.assert_close(a.gram(b), a.materialize() @ b.materialize().T)

@@ -191,3 +191,30 @@ def test_chunks_with_derivatives(method: str, chunk_size: int) -> None:
     J = jacobian_operator(fn, tracked, X, in_dims=(None, 0), method=method, chunk_size=chunk_size)
     for name, (ask, answer) in QUESTIONS.items():
         close(ask(J).detach(), answer(A0), name)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_of_vectors_where_the_point_carries_none(method: str) -> None:
+    """Also of a detached operator: it has no derivatives itself, its products have those of the vectors."""
+    p, x = {"w": torch.randn(4, 3, dtype=D)}, torch.randn(5, 3, dtype=D)
+    J = jacobian_operator(lambda p, x: torch.tanh(p["w"] @ x), p, x, in_dims=(None, 0), method=method)
+    v, ones = torch.randn(12, dtype=D), torch.ones(20, dtype=D)
+    wanted = 2 * J.ggn_mv(v, ones)
+    torch.testing.assert_close(torch.func.grad(lambda v: v @ J.ggn_mv(v, ones))(v), wanted)
+    torch.testing.assert_close(torch.func.grad(lambda v: J.detach().mv(v).square().sum())(v), wanted)
+    assert J.rmv(torch.ones(20, dtype=D, requires_grad=True)).requires_grad
+
+
+def test_row_norms_of_rows_that_cancel() -> None:
+    """Not nan, though sums of squares may come out below zero."""
+    tokens = torch.randn(3, 1, 64, dtype=D).expand(3, 6, 64).contiguous()
+
+    def fn(p: dict[str, Tensor], x: Tensor) -> Tensor:
+        weights = torch.arange(48.0, dtype=D).view(6, 8)
+        return (torch.nn.functional.linear(x, p["w"]).softmax(0) * weights).sum(0)
+
+    norms = [
+        jacobian_operator(fn, {"w": torch.randn(8, 64, dtype=D)}, tokens, in_dims=(None, 0)).row_norms()
+        for _ in range(10)
+    ]
+    torch.testing.assert_close(torch.cat(norms), torch.zeros(240, dtype=D), atol=1e-5, rtol=0)

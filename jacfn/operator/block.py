@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from jacfn._memory import empty
 from jacfn._torch import base_tensor
+from jacfn._tree import LeafType
 from jacfn.quasilinear.factors import Leaf
 
 Rows = slice | Tensor  # places among the rows of an operator: a range, or a LongTensor
@@ -49,6 +51,15 @@ class Block:
     def dense(self) -> Tensor:
         """``(rows, P)`` in new memory."""
         return torch.cat([leaf.dense().reshape(self.size, leaf.size) for leaf in self.leaves], 1)
+
+    def materialized(self) -> Tensor:
+        """The same, written once into memory for large results where it carries no derivatives."""
+        if not self.in_place:
+            return self.dense()
+        like = self.leaves[0]
+        out = empty(LeafType((self.size, sum(leaf.size for leaf in self.leaves)), like.dtype, like.device))
+        self.write(out)
+        return out
 
     def write(self, out: Tensor) -> None:
         """The same into ``out``, every element once."""

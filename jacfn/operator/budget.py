@@ -30,7 +30,7 @@ class Plan(NamedTuple):
 
 
 _ROOM = 128 << 20  # bytes for temporaries where no budget is given; measured on two cores
-_ALL = 1 << 62
+ALL_ROWS = 1 << 62  # of a sample at once, however many there are
 
 
 def plan_for(method: Method, bound: Bound, options: Options, budget: int | None, hold: bool) -> Plan:
@@ -49,7 +49,7 @@ def plan_for(method: Method, bound: Bound, options: Options, budget: int | None,
 def _chunks(method: Method, bound: Bound, options: Options) -> Chunks:
     """As many samples and rows of each as a transform takes at once, or as the caller says."""
     if options.chunk_size is None:
-        return Chunks(bound.samples, _ALL) if method.default is None else method.default(bound)
+        return Chunks(bound.samples, ALL_ROWS) if method.default is None else method.default(bound)
     if bound.samples is None or method.axis != 1:
         return Chunks(bound.samples, options.chunk_size)
     with torch.no_grad():
@@ -86,8 +86,8 @@ def _within(method: Method, bound: Bound, budget: int, hold: bool) -> Plan:
     peak(1, 1)
     forward = method.axis != 1  # a pass for columns serves all samples
     if hold and budget >= 8 * row:
-        peak(1, _ALL)
-        each, n = held[1, _ALL], 1 if bound.samples is None else max(bound.samples, 1)
+        peak(1, ALL_ROWS)
+        each, n = held[1, ALL_ROWS], 1 if bound.samples is None else max(bound.samples, 1)
 
         def beside(samples: int, rows: int) -> int:
             """Of a block that is evaluated while all are held."""
@@ -108,4 +108,4 @@ def _within(method: Method, bound: Bound, budget: int, hold: bool) -> Plan:
 
 def _whole(chunks: Chunks, total: int) -> Chunks:
     """All rows are all, however many there are."""
-    return dataclasses.replace(chunks, rows=_ALL if chunks.rows >= max(total, 1) else chunks.rows)
+    return dataclasses.replace(chunks, rows=ALL_ROWS if chunks.rows >= max(total, 1) else chunks.rows)

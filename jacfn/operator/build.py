@@ -19,7 +19,7 @@ from jacfn._tree import LeafType
 from jacfn.auto import choose_method
 from jacfn.dense import forward_method, reverse_method
 from jacfn.operator.block import Block
-from jacfn.operator.budget import Plan, plan_for
+from jacfn.operator.budget import ALL_ROWS, Plan, plan_for
 from jacfn.operator.jacobian import JacobianOperator
 from jacfn.operator.passes import blocks_of
 from jacfn.operator.source import Held, Products, Source, Streamed
@@ -154,7 +154,7 @@ class _Maker:
 
     def _again(self, chunks: Chunks, skip: int) -> Iterator[Block]:
         """The blocks from number ``skip`` on; blocks with rows of one sample are passed over."""
-        whole = chunks.samples is not None and (self.evaluator.axis != 1 or chunks.rows >= _MANY)
+        whole = chunks.samples is not None and (self.evaluator.axis != 1 or chunks.rows >= ALL_ROWS)
         first = skip * (chunks.samples or 1) if whole else 0
         try:
             for number, (block, _) in enumerate(blocks_of(self.evaluator, self.bound, chunks, self._tracking(), first)):
@@ -176,7 +176,7 @@ class _Maker:
         return "on" if self.bound.tracked() else "auto"
 
     def _value(self) -> list[Tensor]:
-        """By a pass of its own, block by block."""
+        """By a pass of its own."""
         bound = self.bound
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.options.differentiable):
             value: list[Tensor] = bound.vmapped(bound.call, "error")(bound.leaves, bound.data)[0]
@@ -192,9 +192,6 @@ class _Maker:
                 f"{', '.join(sorted(dtypes))}: convert inside fn"
             )
         return Vectors(kinds, self.bound.outputs.spec, self.bound.samples)
-
-
-_MANY = 1 << 62  # rows at once: all of a sample
 
 
 def _check(bound: Bound) -> None:

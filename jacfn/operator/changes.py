@@ -179,7 +179,7 @@ class SomeLeaves(Change):
         """Zeros for the other leaves, where the base needs no blocks."""
         if not self.matrix_free:
             return super().mv(stacks)
-        lead = stacks[0].shape[0] if stacks else 1
+        lead = stacks[0].shape[0]
         whole = [torch.zeros(lead, *kind.shape, dtype=kind.dtype, device=kind.device) for kind in self.base.kinds]
         for i, stack in zip(self._kept, stacks, strict=True):
             whole[i] = stack
@@ -251,7 +251,7 @@ def masked(base: Source, masks: Sequence[Tensor]) -> Source:
         kind = base.kinds[number]
         (places,) = masks[number].reshape(-1).nonzero(as_tuple=True)
         whole = stack.new_zeros(len(stack), kind.size).index_add(1, places, stack)
-        return whole.reshape(-1, *kind.shape)
+        return whole.reshape(len(stack), *kind.shape)
 
     return ByColumns(base, kinds, chosen, spread)
 

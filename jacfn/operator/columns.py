@@ -55,3 +55,9 @@ def by_leaf(flat: Tensor, kinds: Sequence[LeafType]) -> list[Tensor]:
 def side_by_side(stacks: Sequence[Tensor]) -> Tensor:
     """``(S, P)`` from ``(S, *leaf)`` for each leaf."""
     return torch.cat([stack.reshape(len(stack), stack.shape[1:].numel()) for stack in stacks], 1)
+
+
+def root(squares: Tensor) -> Tensor:
+    """With derivative 0 at 0, as norms have it; sums that cancel may come out below it."""
+    zero = squares <= 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, squares).sqrt())

@@ -39,10 +39,17 @@ def shifts(a: Sequence[Leaf], b: Sequence[Leaf]) -> dict[int, int]:
     found: dict[int, int] = {}
     for number in range(len(a)):
         for weight in range(len(a)):
-            if weight not in found and all(_is_shift(leaves[number], leaves[weight]) for leaves in (a, b)):
+            if weight not in found and _are_shifts(number, weight, a, b):
                 found[weight] = number
                 break
     return found
+
+
+def _are_shifts(number: int, weight: int, a: Sequence[Leaf], b: Sequence[Leaf]) -> bool:
+    if not all(_is_shift(leaves[number], leaves[weight]) for leaves in (a, b)):
+        return False
+    mine, its = only_product(a[weight].terms), only_product(b[weight].terms)
+    return mine is not None and its is not None and mine.matches(its)
 
 
 def _is_shift(leaf: Leaf, weight: Leaf) -> bool:

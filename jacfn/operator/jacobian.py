@@ -16,9 +16,9 @@ from jacfn._tree import LeafType
 from jacfn.operator import arguments, changes
 from jacfn.operator.block import Block, in_order
 from jacfn.operator.changes import settled
-from jacfn.operator.columns import ColumnSums
+from jacfn.operator.columns import ColumnSums, root
 from jacfn.operator.pairs import add_normal, inner_products
-from jacfn.operator.source import Source
+from jacfn.operator.source import Products, Source
 from jacfn.operator.sums import mirror
 from jacfn.operator.vectors import Vectors
 from jacfn.operator.with_scipy import as_scipy, largest_singular_values
@@ -133,7 +133,7 @@ class JacobianOperator:
             else:
                 recorded.append(block.dense().T @ (weighted or block).dense())
         if out is not None and weights is None:
-            mirror(out.view(1, p, 1, p), "full")
+            mirror(out.view(p, 1, p, 1), "full")
         return sum(recorded, out) if out is not None else sum(recorded[1:], recorded[0])
 
     def ggn_diagonal(self, weights: Tensor) -> Tensor:
@@ -141,17 +141,20 @@ class JacobianOperator:
         return self._column_sums(self._with_weights(weights))
 
     def row_norms(self) -> Tensor:
-        """The Euclidean norm of every row, ``(M,)``."""
+        """The Euclidean norm of every row, ``(M,)``.
+
+        Where the positions of a layer cancel, it is exact to the root of the rounding of its terms' squares.
+        """
         places, parts = [], []
         for block in self.source.blocks():
             squares = [leaf.row_squares(self.source.room) for leaf in block.leaves]
             parts.append(sum(squares[1:], squares[0]).flatten())
             places.append(block.rows)
-        return _root(in_order(places, parts))
+        return root(in_order(places, parts))
 
     def column_norms(self) -> Tensor:
         """The Euclidean norm of every column, ``(P,)``."""
-        return _root(self._column_sums((block, None) for block in self.source.blocks()))
+        return root(self._column_sums((block, None) for block in self.source.blocks()))
 
     def singular_values(self, k: int) -> Tensor:
         """The ``k`` largest singular values, in descending order.
@@ -225,7 +228,7 @@ class JacobianOperator:
         most = arguments.rows_at_once(self, chunk_size, parse_budget(memory))
         for block in self.source.blocks():
             for piece in block.pieces(most):
-                yield piece.rows, _dense(piece)
+                yield piece.rows, piece.materialized()
 
     def as_scipy(self) -> Any:
         """A :class:`scipy.sparse.linalg.LinearOperator` (needs SciPy)."""
@@ -278,8 +281,12 @@ class JacobianOperator:
         return self._converted(lambda x: x.to(device))
 
     def detach(self) -> JacobianOperator:
-        """Without derivatives."""
-        return self._converted(lambda x: x.detach())
+        """Without derivatives; products with vectors that carry some keep those."""
+        result = self._converted(Tensor.detach)
+        if isinstance(self.source, Products):
+            return dataclasses.replace(result, source=self.source.detached())
+        result.source.matrix_free = False  # whose products are detached as a whole
+        return result
 
     def __add__(self, other: JacobianOperator) -> JacobianOperator:
         """``J + K`` for operators with the same rows and columns."""
@@ -380,19 +387,3 @@ class TransposedOperator:
         arguments.check_matrix(u, self.shape[1], self.T.dtype, self.T.device, "J.T @ u")
         product = self.T.source.rmv(u if u.ndim == 2 else u.unsqueeze(1)).T
         return product if u.ndim == 2 else product.squeeze(1)
-
-
-def _root(squares: Tensor) -> Tensor:
-    """With derivative 0 at 0, as norms have it."""
-    zero = squares == 0
-    return torch.where(zero, 0.0, torch.where(zero, 1.0, squares).sqrt())
-
-
-def _dense(block: Block) -> Tensor:
-    if not block.in_place:
-        return block.dense()
-    width = sum(leaf.size for leaf in block.leaves)
-    first = block.leaves[0]
-    out = empty(LeafType((block.size, width), first.dtype, first.device))
-    block.write(out)
-    return out

@@ -32,14 +32,12 @@ def inner_products(a: Source, b: Source | None, contraction: Contraction, output
     for number, x in enumerate(a.blocks()):
         for y in _partners(a, b, number, x):
             pair = _pair(x, y, contraction, outputs, symmetric=b is None)
-            if pair is None:
-                continue
-            if x.in_place and y.in_place:
+            if pair is not None and x.in_place and y.in_place:
                 out = zeros() if out is None else out
                 pair.add_to(out, a.room)
-            else:
+            elif pair is not None:
                 recorded = pair.recorded(recorded, zeros, a.room)
-            done += pair.count
+            done += x.size * (x.size + 1) // 2 if b is None and x is y else x.size * y.size
             if progress is not None:
                 progress(done, total)
     if recorded is not None:
@@ -59,11 +57,6 @@ class _Pair:
     outputs: slice
     same: bool  # a block with itself
     mirrored: bool  # the products belong in the transposed place, too
-
-    @property
-    def count(self) -> int:
-        """How many inner products there are."""
-        return self.x.size * (self.x.size + 1) // 2 if self.same else self.x.size * self.y.size
 
     def add_to(self, out: Tensor, room: int) -> None:
         """Add them in place."""
@@ -147,7 +140,7 @@ def _common(block: Block, rows: slice, common: slice) -> Block:
 def add_normal(out: Tensor, block: Block, weighted: Block | None, room: int) -> None:
     """Add ``JᵀJ`` to the upper triangle of ``out``, or ``JᵀWJ`` to all of it, by rows that fit into the room."""
     p = len(out)
-    sums = InPlace(out.view(1, p, 1, p), "full", weighted is None, room)
+    sums = InPlace(out.view(p, 1, p, 1), "full", weighted is None, room)
     most = max(room // max(4 * p * out.element_size(), 1), 1)
     for piece, other in zip(block.pieces(most), (weighted or block).pieces(most), strict=True):
         rows = piece.dense().T.unsqueeze(0)  # (1, P, rows): inner products of columns

@@ -12,6 +12,7 @@ from torch import Tensor
 from jacfn._binding import Bound
 from jacfn._evaluate import Tracking
 from jacfn._products import Linearisation, push
+from jacfn._torch import inside_transform
 from jacfn._tree import LeafType
 from jacfn.operator.block import Block, held_bytes, in_order
 from jacfn.operator.columns import ColumnSums
@@ -114,6 +115,15 @@ class Products(Streamed):
         super().__init__(make, count, bound.leaf_types, room)
         self._bound, self._samples, self._tracking = bound, samples, tracking
 
+    def detached(self) -> Products:
+        """The same at a point without history: products still carry the derivatives of the vectors."""
+
+        def make(skip: int) -> Iterator[Block]:
+            for block in self._make(skip):
+                yield block.over([leaf.map(Tensor.detach) for leaf in block.leaves])
+
+        return Products(self._bound.detach(), self._samples, self._tracking, make, self.count, self.room)
+
     def mv(self, stacks: Columns) -> Tensor:
         """One forward-mode pass a vector."""
         if not len(stacks[0]):
@@ -132,8 +142,12 @@ class Products(Streamed):
     def rmv(self, cotangents: Tensor) -> Tensor:
         """One pass, then one reverse-mode pass a vector."""
         sums, low = ColumnSums(self.kinds, cotangents.shape[1]), 0
+        if not cotangents.shape[1]:
+            return sums.result()
+        asked = torch.is_grad_enabled() and (cotangents.requires_grad or inside_transform())
+        tracking: Tracking = "on" if asked and self._tracking != "off" else self._tracking
         for block in self._parts():
-            linear = self._linearised(block)
+            linear = self._linearised(block, tracking)
             lead, samples = (0, 1) if block.samples is None else (1, block.samples)
             sizes = [math.prod(leaf.shape[lead:]) for leaf in linear.value]
             high = low + samples * sum(sizes)
@@ -142,17 +156,17 @@ class Products(Streamed):
                 piece.reshape(len(stack), *leaf.shape)
                 for piece, leaf in zip(torch.split(stack, sizes, -1), linear.value, strict=True)
             ]
-            sums.add(linear.pull(pieces) if len(stack) else [])
+            sums.add(linear.pull(pieces))
             low = high
         return sums.result()
 
-    def _linearised(self, block: Bound) -> Linearisation:
+    def _linearised(self, block: Bound, tracking: Tracking) -> Linearisation:
         call = block.vmapped(block.call, "error")
 
         def of_leaves(*leaves: Tensor) -> tuple[list[Tensor], list[Tensor]]:
             return _with_data(call, block.data, leaves)
 
-        return Linearisation(of_leaves, block.leaves, "error", self._tracking)
+        return Linearisation(of_leaves, block.leaves, "error", tracking)
 
     def _parts(self) -> Iterator[Bound]:
         if self._bound.samples is None:

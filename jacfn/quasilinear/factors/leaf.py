@@ -173,10 +173,6 @@ class Leaf:
         terms = (Term(form, delta[rows, samples].unsqueeze(0), _at(x, samples)) for form, delta, x in self.terms)
         return dataclasses.replace(self, terms=tuple(terms), shape=(len(samples), 1, *self.shape[2:]))
 
-    def block(self, first: int, last: int) -> Leaf:
-        """The samples of a range, as views."""
-        return self.part(slice(first, last))
-
     def part(self, samples: slice, rows: slice = slice(None)) -> Leaf:
         """The rows of a range of samples, as views."""
         terms = (Term(form, delta[rows, samples], _at(x, samples)) for form, delta, x in self.terms)
