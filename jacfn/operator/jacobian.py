@@ -18,7 +18,7 @@ from jacfn.operator.block import Block, in_order
 from jacfn.operator.changes import settled
 from jacfn.operator.columns import ColumnSums, root
 from jacfn.operator.pairs import add_normal, inner_products
-from jacfn.operator.source import Products, Source
+from jacfn.operator.source import Source
 from jacfn.operator.sums import mirror
 from jacfn.operator.vectors import Vectors
 from jacfn.operator.with_scipy import as_scipy, largest_singular_values
@@ -281,11 +281,12 @@ class JacobianOperator:
         return self._converted(lambda x: x.to(device))
 
     def detach(self) -> JacobianOperator:
-        """Without derivatives; products with vectors that carry some keep those."""
+        """Without derivatives; products with vectors that carry some keep those.
+
+        Of an operator that holds nothing, products then go by its rows: jvp and vjp cannot tell the two apart.
+        """
         result = self._converted(Tensor.detach)
-        if isinstance(self.source, Products):
-            return dataclasses.replace(result, source=self.source.detached())
-        result.source.matrix_free = False  # whose products are detached as a whole
+        result.source.matrix_free = False
         return result
 
     def __add__(self, other: JacobianOperator) -> JacobianOperator:

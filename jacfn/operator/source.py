@@ -115,15 +115,6 @@ class Products(Streamed):
         super().__init__(make, count, bound.leaf_types, room)
         self._bound, self._samples, self._tracking = bound, samples, tracking
 
-    def detached(self) -> Products:
-        """The same at a point without history: products still carry the derivatives of the vectors."""
-
-        def make(skip: int) -> Iterator[Block]:
-            for block in self._make(skip):
-                yield block.over([leaf.map(Tensor.detach) for leaf in block.leaves])
-
-        return Products(self._bound.detach(), self._samples, self._tracking, make, self.count, self.room)
-
     def mv(self, stacks: Columns) -> Tensor:
         """One forward-mode pass a vector."""
         if not len(stacks[0]):
