@@ -76,8 +76,8 @@ def jacobian_operator(
         >>> from jacfn import jacobian_operator, make_functional
         >>> fn, params = make_functional(torch.nn.Linear(3, 2))
         >>> J = jacobian_operator(fn, params, torch.ones(5, 3), in_dims=(None, 0))
-        >>> J
-        JacobianOperator(10 x 8, method='quasilinear', 2 leaves, float32, cpu, holds 9.155e-05 MiB)
+        >>> J.shape, J.method, J.names
+        ((10, 8), 'quasilinear', ('weight', 'bias'))
         >>> J.gram().shape, J.row_norms()[0]
         (torch.Size([10, 10]), tensor(2.))
 
