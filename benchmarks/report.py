@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from . import tables
 from .measure import SOME_COLUMNS, Measured
@@ -106,6 +107,19 @@ def target(text: str, wanted: float, measured: float) -> list[str]:
 # --- the plot -------------------------------------------------------------------------------------
 
 
+def ratio_bars(axes: Any, bars: Sequence[tuple[int, float]], place: int, count: int, *, color: Any, label: str) -> Any:
+    """Bars from 1 to each ratio, for ``(group, ratio)``, in the given one of ``count`` places of a group."""
+    width = 0.85 / count
+    return axes.bar(
+        [group + (place - (count - 1) / 2) * width for group, _ in bars],
+        [height - 1 for _, height in bars],
+        width,
+        bottom=1,
+        color=color,
+        label=label,
+    )
+
+
 def plot(
     results: Sequence[Measured],
     path: Path,
@@ -122,20 +136,12 @@ def plot(
 
     figure, axes = plt.subplots(figsize=(2.2 * len(results) + 4, 4.5), layout="constrained")
     shown = [method for method in methods if method.name != unit]
-    width = 0.85 / len(shown)
     for i, method in enumerate(shown):
         colour = (
             plt.get_cmap("Blues")(0.9 - 0.2 * i) if method.ours else plt.get_cmap("Greys")(0.95 - 0.75 * i / len(shown))
         )
         bars = [(k, ratio(m, method.name)) for k, m in enumerate(results) if method.name in m.seconds]
-        container = axes.bar(
-            [k + (i - (len(shown) - 1) / 2) * width for k, _ in bars],
-            [height - 1 for _, height in bars],
-            width,
-            bottom=1,
-            color=colour,
-            label=method.name,
-        )
+        container = ratio_bars(axes, bars, i, len(shown), color=colour, label=method.name)
         if method.ours:
             labels = [tables.significant(height) for _, height in bars]
             axes.bar_label(container, labels, padding=3, fontsize="x-small", rotation=90)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .. import tables
+from .. import report, tables
 from .compare import Compared, Part
 
 
@@ -32,18 +32,10 @@ def _panel(axes: object, part: Part, measured: Sequence[Compared]) -> None:
     from matplotlib import pyplot as plt
 
     shown = [method for method in part.methods if method.name != part.unit]
-    width = 0.85 / len(shown)
     for i, method in enumerate(shown):
         shade = plt.get_cmap("Blues")(0.8) if method.ours else plt.get_cmap("Greys")(0.9 - 0.7 * i / len(shown))
         places = [(k, part.ratio(m, method.name)) for k, m in enumerate(measured) if method.name in m.seconds]
-        bars = axes.bar(
-            [k + (i - (len(shown) - 1) / 2) * width for k, _ in places],
-            [ratio - 1 for _, ratio in places],
-            width,
-            bottom=1,
-            color=shade,
-            label=method.name,
-        )
+        bars = report.ratio_bars(axes, places, i, len(shown), color=shade, label=method.name)
         axes.bar_label(bars, [tables.significant(ratio) for _, ratio in places], padding=2, fontsize="x-small")
     axes.axhline(1, color="black", linewidth=0.8)
     axes.margins(x=0.02, y=0.15)

@@ -15,20 +15,20 @@ from jacfn._explain import cautions
 from jacfn._explain.leaves import leaf_plans, unknown_leaves
 from jacfn._explain.methods import (
     Trial,
+    along,
     directions,
     first_rows,
-    forward_method,
     method_plan,
-    reverse_method,
     run_trial,
 )
 from jacfn._explain.plan import Plan
 from jacfn._explain.records import MethodPlan
 from jacfn._explain.watch import Notes, watch
 from jacfn._memory import Budget
-from jacfn._selection import Given, select
+from jacfn._selection import Given
 from jacfn._torch import inside_transform
 from jacfn.auto import Choice, choose_method
+from jacfn.dense import forward_method, reverse_method
 from jacfn.quasilinear.structure import Structure, learn
 from jacfn.quasilinear.transform import quasilinear_method
 
@@ -145,8 +145,8 @@ def _try(bound: Bound, options: Options, notes: Notes, structure: Structure | No
     rows = first_rows(notes.outputs)
     tangents = Given(tuple(bound.leaf_types), None, ((2,),), None, tuple(directions(bound)))
     trials = {
-        "rev": run_trial(reverse_method(options, rows), bound, options),
-        "fwd": run_trial(forward_method(options, tangents), bound, options),
+        "rev": run_trial(reverse_method(rows, options), bound, options),
+        "fwd": run_trial(along(tangents, options), bound, options),
         "quasilinear": Trial(None, failure, ()),
     }
     if structure is not None:
@@ -157,8 +157,7 @@ def _try(bound: Bound, options: Options, notes: Notes, structure: Structure | No
 def _methods(
     bound: Bound, options: Options, notes: Notes, structure: Structure | None, trials: dict[str, Trial]
 ) -> tuple[MethodPlan, ...]:
-    columns = select(bound.leaf_types, bound.spec, None, "columns")
-    methods = {"rev": reverse_method(options), "fwd": forward_method(options, columns)}
+    methods = {"rev": reverse_method(None, options), "fwd": forward_method(None, options)}
     # Without a structure its trial has failed, and the method is not asked for anything.
     methods["quasilinear"] = quasilinear_method(structure, None, options) if structure else methods["rev"]
     return tuple(

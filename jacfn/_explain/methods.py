@@ -6,7 +6,6 @@ import dataclasses
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import accumulate
 
 import numpy as np
@@ -20,8 +19,8 @@ from jacfn._explain.leaves import product_flops
 from jacfn._explain.records import MethodPlan
 from jacfn._explain.watch import Notes
 from jacfn._memory import Chunks, predict
-from jacfn._products import start_forward, start_reverse
-from jacfn._selection import Given, Selection, Side, select
+from jacfn._products import start_forward
+from jacfn._selection import Given, Selection
 from jacfn._tree import LeafType
 from jacfn.quasilinear.structure import Structure
 
@@ -35,22 +34,13 @@ class Trial:
     slow: tuple[str, ...]  # operations that ran once for each sample or row
 
 
-def reverse_method(options: Options, rows: Selection = None) -> Method:
-    """That of :func:`jacfn.jac_rev`."""
-
-    def side_of(value: Sequence[LeafType], block: Bound) -> Side:
-        return select(value, block.outputs.spec, rows, "rows")
-
-    return Method("jac_rev", 1, partial(start_reverse, side_of=side_of, options=options), samples_first=False)
-
-
-def forward_method(options: Options, side: Side) -> Method:
-    """That of :func:`jacfn.jac_fwd`, for a side of inputs."""
+def along(directions: Given, options: Options) -> Method:
+    """Forward mode along some directions of the inputs."""
 
     def start(block: Bound, at_once: int | None, tracking: Tracking, probing: bool) -> Evaluation:
-        return start_forward(block, at_once, probing, side=side, options=options)
+        return start_forward(block, at_once, probing, side=directions, options=options)
 
-    return Method("jac_fwd", -1 if not isinstance(side, Given) else 1, start, samples_first=True)
+    return Method("jac_fwd", 1, start, samples_first=True)
 
 
 # --- trials

@@ -1,4 +1,4 @@
-"""Checks of what operators are given, and what needs nothing but their products (L3)."""
+"""Checks of what operators are given (L3)."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -121,9 +120,8 @@ class Products(Streamed):
             return torch.zeros(self.count, 0, dtype=self.kinds[0].dtype, device=self.kinds[0].device)
         parts = []
         for block in self._parts():
-            call = block.vmapped(block.call, "error")
             with torch.set_grad_enabled(torch.is_grad_enabled() and self._tracking != "off"):
-                out, _, _ = push(partial(_with_data, call, block.data), block.leaves, stacks, "error")
+                out, _, _ = push(self._call(block), block.leaves, stacks, "error")
             lead = 1 if block.samples is None else block.samples
             first = 1 if block.samples is None else 2
             flat = [leaf.reshape(len(leaf), lead, math.prod(leaf.shape[first:])) for leaf in out]
@@ -138,7 +136,8 @@ class Products(Streamed):
         asked = torch.is_grad_enabled() and (cotangents.requires_grad or inside_transform())
         tracking: Tracking = "on" if asked and self._tracking != "off" else self._tracking
         for block in self._parts():
-            linear = self._linearised(block, tracking)
+            call = self._call(block)
+            linear = Linearisation(lambda *leaves, call=call: call(leaves), block.leaves, "error", tracking)
             lead, samples = (0, 1) if block.samples is None else (1, block.samples)
             sizes = [math.prod(leaf.shape[lead:]) for leaf in linear.value]
             high = low + samples * sum(sizes)
@@ -151,13 +150,11 @@ class Products(Streamed):
             low = high
         return sums.result()
 
-    def _linearised(self, block: Bound, tracking: Tracking) -> Linearisation:
+    @staticmethod
+    def _call(block: Bound) -> Callable[[Sequence[Tensor]], tuple[list[Tensor], list[Tensor]]]:
+        """Fn on all samples of the block, as a function of the leaves: its outputs and aux."""
         call = block.vmapped(block.call, "error")
-
-        def of_leaves(*leaves: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-            return _with_data(call, block.data, leaves)
-
-        return Linearisation(of_leaves, block.leaves, "error", tracking)
+        return lambda leaves: call(list(leaves), block.data)
 
     def _parts(self) -> Iterator[Bound]:
         if self._bound.samples is None:
@@ -166,9 +163,3 @@ class Products(Streamed):
         step = self._samples or 1
         for start in range(0, max(self._bound.samples, 1), step):
             yield self._bound.block(start, min(step, self._bound.samples - start))
-
-
-def _with_data(
-    call: Callable[..., tuple[list[Tensor], list[Tensor]]], data: Columns, leaves: Sequence[Tensor]
-) -> tuple[list[Tensor], list[Tensor]]:
-    return call(list(leaves), data)

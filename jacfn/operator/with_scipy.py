@@ -9,22 +9,11 @@ import torch
 from torch import Tensor
 
 from jacfn._errors import JacfnError
+from jacfn.operator.arguments import Operator as Described
 
 
-class Operator(Protocol):
+class Operator(Described, Protocol):
     """Products with flat vectors and matrices."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """``(M, P)``."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of every element."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
 
     @property
     def T(self) -> Any:  # noqa: N802 (as tensors have it)
