@@ -7,6 +7,7 @@ from jacfn._products import pullback, pushforward
 from jacfn.auto import jacobian
 from jacfn.dense import jac_fwd, jac_rev
 from jacfn.functional import make_functional
+from jacfn.least_squares import LevenbergMarquardt, Reason, Solution, levenberg_marquardt
 from jacfn.operator import JacobianOperator, jacobian_operator, ntk
 from jacfn.quasilinear.rules.register import register_expansion, register_rule
 from jacfn.quasilinear.transform import jac_quasilinear
@@ -16,13 +17,17 @@ __all__ = [
     "JacfnTypeError",
     "JacfnValueError",
     "JacobianOperator",
+    "LevenbergMarquardt",
     "Plan",
+    "Reason",
+    "Solution",
     "explain",
     "jac_fwd",
     "jac_quasilinear",
     "jac_rev",
     "jacobian",
     "jacobian_operator",
+    "levenberg_marquardt",
     "make_functional",
     "ntk",
     "pullback",

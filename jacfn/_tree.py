@@ -69,6 +69,12 @@ def leaf_names(spec: optree.PyTreeSpec) -> list[str]:
     return [accessor.codify("") for accessor in spec.accessors()]
 
 
+def dotted_names(spec: optree.PyTreeSpec) -> list[str]:
+    """The same as in a ``state_dict``, such as ``['0.weight']``; as :func:`leaf_names` where that is ambiguous."""
+    names = [".".join(map(str, path)) for path in spec.paths()]
+    return names if len(set(names)) == len(names) else leaf_names(spec)
+
+
 def flatten_like(spec: optree.PyTreeSpec, tree: Any, what: str) -> list[Any]:
     """The leaves of ``tree``, which must have structure ``spec``; ``what`` names it in the error."""
     flatten(tree)  # registers dataclasses on the way

@@ -40,7 +40,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
 }
 ORDER = [unit for units in LAYERS.values() for unit in units]
 # May import more than the runtime dependencies: units, and single modules.
-WITH_EXTRAS = {"integrations", "_demo", "__main__", "jacfn.operator.with_scipy"}
+WITH_EXTRAS = {"integrations", "_demo", "__main__", "jacfn.operator.with_scipy", "jacfn.least_squares.with_scipy"}
 
 
 def _modules() -> dict[str, Path]:

@@ -37,7 +37,7 @@ def leaf_table(leaves: Sequence[LeafPlan]) -> str:
     head = ["leaf", "shape", "rule", "uses", "FLOPs", "bytes", "why not in closed form"]
     if not any(leaf.reason for leaf in leaves):
         head.pop()
-    return _table(head, [_leaf(leaf, several) for leaf in leaves], right={3, 4, 5})
+    return aligned(head, [_leaf(leaf, several) for leaf in leaves], right={3, 4, 5})
 
 
 def _leaf(leaf: LeafPlan, several: bool) -> list[str]:
@@ -57,7 +57,7 @@ def _leaf(leaf: LeafPlan, several: bool) -> list[str]:
 def method_table(methods: Sequence[MethodPlan], chosen: str | None) -> str:
     """A line for each method."""
     head = ["method", "forward", "backward", "FLOPs", "result", "chunk", "peak", ""]
-    return _table(head, [_method(method, chosen) for method in methods], right={1, 2, 3, 4, 5, 6})
+    return aligned(head, [_method(method, chosen) for method in methods], right={1, 2, 3, 4, 5, 6})
 
 
 def _method(method: MethodPlan, chosen: str | None) -> list[str]:
@@ -76,7 +76,8 @@ def _method(method: MethodPlan, chosen: str | None) -> list[str]:
     ]
 
 
-def _table(head: list[str], rows: list[list[str]], right: set[int]) -> str:
+def aligned(head: list[str], rows: list[list[str]], right: set[int]) -> str:
+    """Columns under their heads; those of the numbers ``right`` are aligned to the right."""
     cells = [head, *(row[: len(head)] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
 

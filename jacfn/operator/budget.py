@@ -30,6 +30,7 @@ class Plan(NamedTuple):
 
 
 _ROOM = 128 << 20  # bytes for temporaries where no budget is given; measured on two cores
+_SMALL = 16  # blocks of which one would do: more passes over small ones cost more than to make factors again
 ALL_ROWS = 1 << 62  # of a sample at once, however many there are
 
 
@@ -60,7 +61,10 @@ def _chunks(method: Method, bound: Bound, options: Options) -> Chunks:
 
 
 def _within(method: Method, bound: Bound, budget: int, hold: bool) -> Plan:
-    """All held if there is room for it beside the evaluation of a block; else the largest blocks of which two fit."""
+    """All held if there is room for it beside the evaluation of a block; else the largest blocks of which two fit.
+
+    What is held must not leave so little room that it takes many more blocks to make it.
+    """
     room = budget // 4
     held: dict[tuple[int, int], int] = {}
     total = 0
@@ -85,6 +89,7 @@ def _within(method: Method, bound: Bound, budget: int, hold: bool) -> Plan:
     row = sum(kind.size * kind.dtype.itemsize for kind in bound.leaf_types)
     peak(1, 1)
     forward = method.axis != 1  # a pass for columns serves all samples
+    whole: Chunks | None = None
     if hold and budget >= 8 * row:
         peak(1, ALL_ROWS)
         each, n = held[1, ALL_ROWS], 1 if bound.samples is None else max(bound.samples, 1)
@@ -94,16 +99,29 @@ def _within(method: Method, bound: Bound, budget: int, hold: bool) -> Plan:
             return math.ceil(max(peak(samples, rows), each) + n * each)
 
         with contextlib.suppress(JacfnValueError):
-            chunks = plan(beside, bound.samples, max(total, 1), budget - room, samples_first=forward, what="row")
-            return Plan(_whole(chunks, total), True, room)
+            whole = plan(beside, bound.samples, max(total, 1), budget - room, samples_first=forward, what="row")
+    if whole is not None and _size(whole) * _SMALL >= _size(Chunks(bound.samples, max(total, 1))):
+        return Plan(_whole(whole, total), True, room)
 
     def both(samples: int, rows: int) -> int:
         """Of a block that is evaluated beside one that is there, and the room: what a budget has to be for them."""
         blocks = math.ceil((peak(samples, rows) + held[samples, rows]) * budget / (budget - room))
         return max(blocks, math.ceil(USABLE * 8 * row))  # the room has two dense rows
 
-    chunks = plan(both, bound.samples, max(total, 1), budget, samples_first=False, what="row")
+    try:
+        chunks = plan(both, bound.samples, max(total, 1), budget, samples_first=False, what="row")
+    except JacfnValueError:
+        if whole is None:
+            raise
+        chunks = Chunks(None, 0)
+    if whole is not None and _size(whole) * _SMALL >= _size(chunks):
+        return Plan(_whole(whole, total), True, room)
     return Plan(_whole(chunks, total), False, room)
+
+
+def _size(chunks: Chunks) -> int:
+    """The rows of a block."""
+    return (chunks.samples or 1) * chunks.rows
 
 
 def _whole(chunks: Chunks, total: int) -> Chunks:

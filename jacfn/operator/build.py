@@ -135,7 +135,7 @@ class _Maker:
             self._source(plan, held, rows.size),
             rows,
             Vectors(tuple(self.bound.leaf_types), self.bound.spec),
-            self._names(),
+            tuple(_tree.dotted_names(self.bound.spec)),
             self.method,
             _tree.unflatten(self.bound.outputs.spec, value),
         )
@@ -164,11 +164,6 @@ class _Maker:
             raise JacfnError(
                 "fn does something else than when the operator was made: it must be pure; use method='rev'"
             ) from error
-
-    def _names(self) -> tuple[str, ...]:
-        spec = self.bound.spec
-        names = [".".join(map(str, path)) for path in spec.paths()]
-        return tuple(names if len(set(names)) == len(names) else _tree.leaf_names(spec))
 
     def _tracking(self) -> Tracking:
         if not self.options.differentiable:

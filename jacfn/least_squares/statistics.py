@@ -1,0 +1,85 @@
+"""How well the data determine the parameters (L4): linear theory at the solution.
+
+With ``s² = ‖r‖² / (M - P)`` the covariance of the estimate is ``s² (JᵀJ)⁻¹`` (Bates and Watts, "Nonlinear regression
+analysis", 1988, section 2.3; the same as ``curve_fit`` of SciPy).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from jacfn._errors import JacfnError
+from jacfn.least_squares.model import Model
+from jacfn.least_squares.solvers.linear import System
+from jacfn.least_squares.solvers.qr import QR
+
+
+@dataclasses.dataclass(frozen=True)
+class Spectrum:
+    """``J D⁻¹ = U S Vᵀ`` with unit columns: ``D (..., P)``, ``S (..., P)``, ``Vᵀ (..., P, P)``, in float64."""
+
+    scale: Tensor
+    values: Tensor
+    vectors: Tensor
+    tolerance: float
+
+    @property
+    def kept(self) -> Tensor:
+        """Which directions the data determine."""
+        return self.values > self.tolerance * self.values.amax(-1, keepdim=True)
+
+    @property
+    def rank(self) -> Tensor:
+        """How many there are."""
+        return self.kept.sum(-1)
+
+
+def spectrum(model: Model) -> Spectrum:
+    """By the triangle of an orthogonal factorisation: ``JᵀJ`` is never formed."""
+    m, p = model.rows.shape
+    scale = torch.where(model.norms > 0, model.norms, 1.0)
+    corner = QR(System(model.rows, model.residual, scale)).corner if m >= p else _whole(model, scale)
+    _, values, vectors = torch.linalg.svd(corner[..., :p].double(), full_matrices=True)
+    missing = p - values.shape[-1]
+    values = torch.cat([values, values.new_zeros(*values.shape[:-1], missing)], -1)
+    return Spectrum(scale.double(), values[..., :p], vectors, max(m, p) * torch.finfo(model.norms.dtype).eps)
+
+
+def covariance(model: Model, names: list[str], variance: float | Tensor | None, pseudo: bool) -> Tensor:
+    """``variance (JᵀJ)⁻¹``, ``(..., P, P)``; ``names`` are those of the columns."""
+    m, p = model.rows.shape
+    if variance is None and m <= p:
+        raise JacfnError(
+            f"covariance: {m} residual(s) leave no degrees of freedom for {p} parameter(s), so the variance cannot be "
+            "estimated: give variance=, or fit fewer parameters (frozen=)"
+        )
+    factors = spectrum(model)
+    if not pseudo and bool((factors.rank < p).any()):
+        raise JacfnError(_undetermined(factors, names))
+    inverse = torch.where(factors.kept, 1 / factors.values, 0.0)
+    half = factors.vectors.mT * inverse.unsqueeze(-2) / factors.scale.unsqueeze(-1)  # D⁻¹ V S⁻¹
+    s = 2 * model.cost / (m - p) if variance is None else torch.as_tensor(variance, dtype=torch.float64)
+    return half @ half.mT * s[..., None, None]
+
+
+def _whole(model: Model, scale: Tensor) -> Tensor:
+    """The scaled rows, dense."""
+    return torch.cat([block for _, block in model.rows.blocks()], -2) / scale.unsqueeze(-2)
+
+
+def _undetermined(factors: Spectrum, names: list[str]) -> str:
+    """What the data leave open, in words."""
+    rank, p = int(factors.rank.min()), len(names)
+    problem = int(factors.rank.argmin()) if factors.rank.ndim else None
+    vectors = factors.vectors if problem is None else factors.vectors[problem]
+    weights = vectors[-1].abs()
+    part = [names[i] for i in weights.argsort(descending=True)[:3].tolist() if weights[i] > 0.1]
+    where = "" if problem is None else f" in problem {problem}"
+    return (
+        f"covariance: the Jacobian has rank {rank} of {p}{where}: the data do not determine all parameters (the "
+        f"direction that they determine least is mostly {', '.join(part)}). Freeze some (frozen=), add data, or pass "
+        "pseudo=True for the covariance within the directions that are determined"
+    )

@@ -1,0 +1,220 @@
+"""One step at a time (L4), as pure functions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jacfn._errors import JacfnTypeError, JacfnValueError
+from jacfn.least_squares import many, termination
+from jacfn.least_squares.damping import STRATEGIES, Damping, Gain
+from jacfn.least_squares.geodesic import bent
+from jacfn.least_squares.model import Model, half_square, linearised, norm
+from jacfn.least_squares.options import Options
+from jacfn.least_squares.problem import ManyProblems, Passes, Problem, make_problem
+from jacfn.least_squares.rows import StackedRows
+from jacfn.least_squares.solvers import KRYLOV
+from jacfn.least_squares.state import State
+
+_ENOUGH = 1e-4  # of what was promised: a step that gains less is rejected
+
+
+class LevenbergMarquardt:
+    """The method of :func:`jacfn.levenberg_marquardt` for loops of one's own: ``init``, ``step`` and ``renew``.
+
+    Each returns a new :class:`State` and changes nothing. ``state.params``, ``state.cost``, ``state.accepted``,
+    ``state.damping`` say where the fit stands; ``state.running`` turns False when a test of convergence is met.
+
+    Args:
+        fn: ``fn(params, *args) -> residuals``, pure.
+        **options: ``in_dims``, ``solver``, ``damping``, ``scaling``, ``initial_damping``, ``geodesic``, ``frozen``,
+            ``ftol``, ``xtol``, ``gtol``, ``solver_tolerance``, ``solver_steps``, ``method``, ``chunk_size`` and
+            ``memory`` as in :func:`jacfn.levenberg_marquardt`.
+
+    Example:
+        >>> import torch
+        >>> from jacfn import LevenbergMarquardt
+        >>> def rosenbrock(x):
+        ...     return torch.stack([10 * (x[1] - x[0] ** 2), 1 - x[0]])
+        >>> fit = LevenbergMarquardt(rosenbrock)
+        >>> state = fit.init(torch.tensor([-1.2, 1.0], dtype=torch.float64))
+        >>> while state.running:
+        ...     state = fit.step(state)
+        >>> state.params
+        tensor([1., 1.], dtype=torch.float64)
+    """
+
+    def __init__(self, fn: Callable[..., Any], **options: Any) -> None:
+        known = {field.name for field in dataclasses.fields(Options)}
+        if unknown := sorted(set(options) - known):
+            raise JacfnTypeError(f"LevenbergMarquardt has no option {unknown[0]!r}; it has {', '.join(sorted(known))}")
+        self.fn = fn
+        self.options = Options(**options)
+        self._strategy: Damping = STRATEGIES[self.options.damping]
+
+    def init(self, params: Any, *args: Any, weights: Any = None) -> State:
+        """The state before the first step: ``fn`` and its Jacobian at ``params``.
+
+        Args:
+            params: a pytree of floating-point tensors of one dtype.
+            *args: further arguments of ``fn``.
+            weights: of the squared residuals, with their structure or flat.
+        """
+        problem = self._problem(params, args, weights)
+        x = problem.start
+        model = linearised(problem, x, self.options, None)
+        if isinstance(problem, ManyProblems):
+            model = _without_nonsense(model)
+        else:
+            _check_start(model, problem)
+        count = torch.ones_like(model.cost, dtype=torch.int64)
+        level = self._strategy.start(self.options.initial_damping, model.largest, model.length(x))
+        none = torch.full_like(model.cost, torch.nan)
+        return State(
+            problem=problem,
+            x=x,
+            model=model,
+            level=level,
+            steps=0 * count,
+            nfev=count,
+            njev=count,
+            accepted=torch.zeros_like(count, dtype=torch.bool),
+            ratio=none,
+            first=termination.Trial(none, none),
+            code=termination.at_point(model, self.options),
+        )
+
+    def renew(self, state: State, *args: Any, weights: Any = None) -> State:
+        """The same parameters and damping on other data, such as the next batch."""
+        problem = self._problem(state.params, args, weights)
+        model = linearised(problem, state.x, self.options, state.model.scale)
+        return dataclasses.replace(
+            state,
+            problem=problem,
+            model=model,
+            nfev=state.nfev + 1,
+            njev=state.njev + 1,
+            first=termination.Trial(*[torch.full_like(model.cost, torch.nan)] * 2),
+            code=termination.at_point(model, self.options),
+        )
+
+    def step(self, state: State) -> State:
+        """One trial step: taken where it lowers the cost enough, else ``λ`` grows and the Jacobian is kept."""
+        model, running = state.model, state.running
+        level, damped, z = self._strategy.damp(state.level, model.solver, model.scaled_gradient)
+        promised = model.promised(z, level.value)
+        calm, evaluations = torch.ones_like(state.accepted), 1
+        velocity = z
+        if self.options.geodesic:
+            z, calm = bent(state.problem, state.x, model, damped, z)
+            evaluations = 2
+        h = (z if model.scale is None else z / model.scale).to(state.x.dtype)
+        x = state.x + h
+        cost = half_square(state.problem.residuals(x))
+        actual = model.cost - cost
+        ratio = actual / promised
+        taken = running & calm & cost.isfinite() & (promised > 0) & (ratio > _ENOUGH)
+        length = norm(velocity)
+        trial, alone = termination.Trial(promised, length), state.first.promised.isnan()
+        first = many.where(alone, trial, state.first)
+        gain = Gain(ratio, promised, length, 1e-3 * torch.where(model.largest > 0, model.largest, 1.0))
+        level = many.where(taken, self._strategy.accepted(level, gain), self._strategy.rejected(level, gain))
+        outcome = termination.Outcome(
+            taken=taken,
+            before=model.cost,
+            actual=actual,
+            trial=trial,
+            first=first,
+            alone=alone,
+            reach=model.length(state.x),
+            damping=level.value,
+        )
+        code = termination.after_step(outcome, self.options, state.x.dtype)
+        x = torch.where(taken.unsqueeze(-1), x, state.x)
+        model, fresh = self._moved(state.problem, x, model, taken)
+        code = torch.where(fresh > 0, fresh, code)
+        return State(
+            problem=state.problem,
+            x=x,
+            model=model,
+            level=many.where(running, level, state.level),
+            steps=state.steps + running,
+            nfev=state.nfev + evaluations * running,
+            njev=state.njev + taken,
+            accepted=taken,
+            ratio=torch.where(running, ratio, state.ratio),
+            first=many.where(taken, termination.Trial(*[torch.full_like(ratio, torch.nan)] * 2), first),
+            code=torch.where(running, code, state.code),
+        )
+
+    def _problem(self, params: Any, args: tuple[Any, ...], weights: Any) -> Problem:
+        options = self.options
+        passes = Passes(options.method, options.chunk_size, options.memory)
+        problem = make_problem(self.fn, params, args, options.in_dims, options.frozen, weights, passes)
+        if isinstance(problem, ManyProblems) and options.solver in KRYLOV:
+            raise JacfnValueError(
+                f"solver={options.solver!r} takes one problem, and in_dims has an axis of them for params: "
+                "use 'auto', 'qr', 'cholesky' or 'dual'"
+            )
+        return problem
+
+    def _moved(self, problem: Problem, x: Tensor, model: Model, taken: Tensor) -> tuple[Model, Tensor]:
+        """The linearisation at the new points, and codes for them; a rejected step costs none."""
+        none = torch.zeros_like(taken, dtype=torch.int64)
+        if not isinstance(problem, ManyProblems):
+            if not bool(taken):
+                return model, none
+            new = linearised(problem, x, self.options, model.scale)
+            return new, termination.at_point(new, self.options)
+        index = taken.nonzero()[:, 0]
+        if not len(index):
+            return model, none
+        scale = None if model.scale is None else model.scale[index]
+        new = linearised(problem.take(index), x[index], self.options, scale)
+        codes = none.index_copy(0, index, termination.at_point(new, self.options))
+        new = _without_nonsense(new)
+        return (new if len(index) == len(x) else many.put(model, index, new)), codes
+
+
+def _check_start(model: Model, problem: Problem) -> None:
+    """Residuals and Jacobian must be finite."""
+    wrong = int((~model.residual.isfinite()).sum())
+    if wrong:
+        raise JacfnValueError(
+            f"params: the residuals at the start are not finite ({wrong} of {model.residual.numel()}); start "
+            "elsewhere, or mend fn"
+        )
+    if not bool(model.finite):
+        bad = torch.split(~model.norms.isfinite(), [kind.size for kind in problem.kinds])
+        names = [problem.names[i] or "params" for i, part in zip(problem.free, bad, strict=True) if bool(part.any())]
+        raise JacfnValueError(
+            f"params: the Jacobian at the start is not finite, in {', '.join(names) or 'its products'}; start "
+            "elsewhere (a square root or a norm has no derivative at zero), or mend fn"
+        )
+
+
+def _without_nonsense(model: Model) -> Model:
+    """Zeros in the place of problems that are not finite: matrices are factored for all problems at once.
+
+    The cost stays as it is.
+    """
+    finite = model.finite
+    if bool(finite.all()):
+        return model
+    assert isinstance(model.rows, StackedRows)
+
+    def kept(x: Tensor, other: float = 0.0) -> Tensor:
+        return torch.where(finite.reshape(-1, *(1,) * (x.ndim - 1)), x, other)
+
+    return dataclasses.replace(
+        model,
+        residual=kept(model.residual),
+        rows=StackedRows(kept(model.rows.dense)),
+        gradient=kept(model.gradient),
+        norms=kept(model.norms),
+        scale=None if model.scale is None else kept(model.scale, 1.0),
+    )

@@ -1,0 +1,83 @@
+"""A solution as text (L4)."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from jacfn import _tree
+from jacfn._errors import JacfnError
+from jacfn._explain.table import aligned
+from jacfn.least_squares.state import State
+
+_MOST = 30  # parameters in the table; of more only the leaves
+
+
+class Solved(Protocol):
+    """What the table shows of a solution."""
+
+    state: State
+    seconds: float
+    params: Any
+    cost: Any
+    gradient_norm: Any
+    steps: Any
+    nfev: Any
+    njev: Any
+    reason: Any
+
+    def standard_errors(self) -> Any:
+        """In the structure of the parameters."""
+
+
+def summary(solution: Any) -> str:
+    """Parameters with their standard errors, then how the fit went."""
+    problem = solution.state.problem
+    m, p = solution.state.model.rows.shape
+    if problem.lead:
+        return _of_many(solution, m, p)
+    lines = [
+        f"{m} residuals, {p} parameters, cost {solution.cost:.6g}, largest gradient {solution.gradient_norm:.3g}",
+        f"{solution.steps} steps, {solution.nfev} evaluations of fn, {solution.njev} of its Jacobian, "
+        f"{solution.seconds:.3g} s",
+        f"ended: {solution.reason}",
+        "\n",
+    ]
+    return "\n".join(lines) + (_parameters(solution) if p <= _MOST else _leaves(solution))
+
+
+def _parameters(solution: Any) -> str:
+    note = ""
+    try:
+        errors = _tree.flatten(solution.standard_errors())[0]
+    except JacfnError as error:
+        errors, note = None, f"\nno standard errors: {error}"
+    rows = []
+    problem = solution.state.problem
+    leaves = _tree.flatten(solution.params)[0]
+    for number in problem.free:
+        values = leaves[number].flatten().tolist()
+        margins = [None] * len(values) if errors is None else errors[number].flatten().tolist()
+        for i, (value, margin) in enumerate(zip(values, margins, strict=True)):
+            name = problem.names[number] + (f"[{i}]" if leaves[number].ndim else "")
+            rows.append([name, f"{value:.8g}", "-" if margin is None else f"{margin:.3g}"])
+    return aligned(["parameter", "value", "standard error"], rows, right={1, 2}) + note
+
+
+def _leaves(solution: Any) -> str:
+    problem = solution.state.problem
+    leaves: list[Tensor] = _tree.flatten(solution.params)[0]
+    rows = [[problem.names[i], str(tuple(leaves[i].shape)), f"{leaves[i].norm().item():.4g}"] for i in problem.free]
+    return aligned(["leaf", "shape", "norm"], rows, right={2})
+
+
+def _of_many(solution: Any, m: int, p: int) -> str:
+    reasons = solution.reason
+    counts = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
+    rows = [[str(count), str(reason)] for reason, count in counts.items()]
+    head = (
+        f"{len(reasons)} problems of {m} residuals and {p} parameters, {int(solution.steps.max())} steps at most, "
+        f"{solution.seconds:.3g} s\n\n"
+    )
+    return head + aligned(["problems", "ended"], rows, right={0})
