@@ -1,4 +1,4 @@
-"""The fit on the problems of Moré, Garbow and Hillstrom and on regressions certified by NIST, from near and far starts."""
+"""The fit on the problems of Moré, Garbow and Hillstrom, and on regressions certified by NIST, from near and afar."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_certified_regressions(regression: Regression, start: int) -> None:
         return
     assert fit.converged
     assert 2 * fit.cost == pytest.approx(regression.cost, rel=1e-9, abs=1e-22)
-    exact = dict(rtol=1e-6 if regression.cost > 1e-20 else 1e-4, atol=0.0)
+    exact = {"rtol": 1e-6 if regression.cost > 1e-20 else 1e-4, "atol": 0.0}
     torch.testing.assert_close(fit.params, torch.as_tensor(regression.b, dtype=torch.float64), **exact)
     errors = torch.as_tensor(regression.standard_errors, dtype=torch.float64)
     torch.testing.assert_close(fit.standard_errors(), errors, **exact)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import Any
 
 from jacfn._binding import check_positive
-from jacfn._errors import JacfnValueError
+from jacfn._errors import JacfnTypeError, JacfnValueError
 from jacfn._memory import Budget
 from jacfn.least_squares import damping as dampings
 from jacfn.least_squares import scaling as scalings
@@ -117,6 +118,14 @@ def levenberg_marquardt(
         raise JacfnValueError(f"batches replace args: got both, batches and {len(args)} further argument(s)")
     if batches is not None and weights is not None:
         raise JacfnValueError("weights belong to one set of residuals: with batches, multiply inside fn")
+    if max_steps is None:
+        raise JacfnValueError("max_steps must be a positive int, got None")
+    if max_time is not None and (not isinstance(max_time, Real) or not max_time >= 0):
+        raise JacfnValueError(f"max_time must be a number of seconds that is at least 0, or None, got {max_time!r}")
+    if callback is not None and not callable(callback):
+        raise JacfnTypeError(f"callback must be callable, got {type(callback).__name__}")
+    if batches is not None and not isinstance(batches, Iterable):
+        raise JacfnTypeError(f"batches must be an iterable of tuples of arguments, got {type(batches).__name__}")
     none = 0.0 if batches is not None else None
     fit = LevenbergMarquardt(
         fn,
@@ -136,11 +145,11 @@ def levenberg_marquardt(
         chunk_size=chunk_size,
         memory=memory,
     )
-    limits = Limits(max_steps, max_evaluations, max_time, started, callback)
+    limits = Limits(max_steps, max_evaluations, max_time, started, callback, 2 if geodesic else 1)
     if batches is not None:
         run = on_batches(fit, params, iter(batches), limits)
     else:
-        state = fit.init(params, *args, weights=weights)
+        state = limits.affordable(fit.init(params, *args, weights=weights))
         run = on_many(fit, state, limits) if state.problem.lead else on_one(fit, state, limits)
     history: list[Record] = []
     for state, numbers in run:  # noqa: B007 (the last one is the result)

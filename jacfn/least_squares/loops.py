@@ -29,12 +29,19 @@ class Limits:
     max_time: float | None
     started: float
     callback: Callable[[State], Any] | None
+    each: int = 1
+
+    def affordable(self, state: State) -> State:
+        """With the code of those that have no evaluations left for a step."""
+        if self.max_evaluations is None:
+            return state
+        full = state.running & (state.nfev + self.each > self.max_evaluations)
+        return dataclasses.replace(state, code=state.code.masked_fill(full, Reason.MAX_EVALUATIONS))
 
     def applied(self, state: State, shown: Callable[[], State] | None = None) -> State:
         """With the codes of the limits that are reached; ``shown`` makes what the callback sees."""
+        state = self.affordable(state)
         code, running = state.code, state.running
-        if self.max_evaluations is not None:
-            code = code.masked_fill(running & (state.nfev >= self.max_evaluations), Reason.MAX_EVALUATIONS)
         code = code.masked_fill(running & (state.steps >= self.max_steps), Reason.MAX_STEPS)
         if self.max_time is not None and time.perf_counter() - self.started > self.max_time:
             code = code.masked_fill(running, Reason.MAX_TIME)
@@ -84,7 +91,8 @@ def on_batches(fit: LevenbergMarquardt, params: Any, batches: Iterator[Any], lim
             yield state, Numbers.of(state)
         else:
             state = fit.renew(state, *batch)
-        state = fit.step(state)
+        before, state = state, fit.step(state)
+        state = dataclasses.replace(state, steps=before.steps + 1)  # also where a batch leaves nothing to gain
         ended = (state.code == Reason.DAMPING) | (state.code == Reason.NON_FINITE)
         state = limits.applied(dataclasses.replace(state, code=torch.where(ended, state.code, Reason.RUNNING)))
         yield state, Numbers.of(state)

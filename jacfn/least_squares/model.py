@@ -13,7 +13,7 @@ from jacfn.least_squares.options import Options
 from jacfn.least_squares.problem import Problem
 from jacfn.least_squares.rows import Rows
 from jacfn.least_squares.scaling import scales
-from jacfn.least_squares.solvers import Solver, System, make
+from jacfn.least_squares.solvers import KRYLOV, Solver, System, make, planned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,11 @@ class Model:
         system = System(self.rows, self.residual, self.scale)
         budget = parse_budget(options.memory)
         return make(options.solver, system, budget, options.solver_tolerance, options.solver_steps)
+
+    @property
+    def planned(self) -> str:
+        """The name of that solver."""
+        return planned(self.options.solver, self.rows, parse_budget(self.options.memory))
 
     @property
     def scaled_gradient(self) -> Tensor:
@@ -78,7 +83,7 @@ class Model:
         Both parts are positive: nothing cancels.
         """
         image = self.rows.mv((z if self.scale is None else z / self.scale).to(self.residual.dtype))
-        if self.options.inexact:  # truncated iterations do not solve them: -ĝᵀz - ½ ‖Ĵz‖²
+        if self.planned in KRYLOV:  # truncated iterations do not solve them: -ĝᵀz - ½ ‖Ĵz‖²
             return -(self.scaled_gradient * z).sum(-1).double() - half_square(image)
         return half_square(image) + damping * z.double().square().sum(-1)
 
@@ -86,7 +91,9 @@ class Model:
 def linearised(problem: Problem, x: Tensor, options: Options, scale: Tensor | None) -> Model:
     """At ``x``; ``scale`` is that of the point before."""
     residual, rows = problem.linearise(x)
-    norms = rows.column_norms()
+    # The diagonal of the normal matrix has the norms, too, where that is going to be made.
+    normal = planned(options.solver, rows, parse_budget(options.memory)) == "cholesky"
+    norms = rows.normal.diagonal(dim1=-2, dim2=-1).sqrt().to(x.dtype) if normal else rows.column_norms()
     now = scales(options.scaling, norms, scale)
     return Model(residual, rows, half_square(residual), rows.rmv(residual), norms, now, options)
 

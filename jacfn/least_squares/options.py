@@ -43,16 +43,15 @@ class Options:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, Real) or not 0 <= float(value) < float("inf")):
                 raise JacfnValueError(f"{name} must be a finite number that is at least 0, got {value!r}")
+        if not (self.frozen is None or callable(self.frozen) or isinstance(self.frozen, str)) and isinstance(
+            self.frozen, Iterable
+        ):
+            object.__setattr__(self, "frozen", tuple(self.frozen))  # a generator gives its names once
         if not isinstance(self.geodesic, bool):
             raise JacfnTypeError(f"geodesic must be a bool, got {self.geodesic!r}")
         check_positive("solver_steps", self.solver_steps)
         check_positive("chunk_size", self.chunk_size)
         parse_budget(self.memory)
-
-    @property
-    def inexact(self) -> bool:
-        """Whether the linear solves are truncated iterations for sure."""
-        return self.solver in solvers.KRYLOV
 
 
 def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:

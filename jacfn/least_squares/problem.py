@@ -16,8 +16,9 @@ from torch import Tensor
 from jacfn import _tree
 from jacfn._binding import Bound, bind
 from jacfn._cache import remember
-from jacfn._errors import JacfnTypeError, JacfnValueError
+from jacfn._errors import JacfnError, JacfnTypeError, JacfnValueError
 from jacfn._memory import Budget, parse_budget, plan, predict
+from jacfn._torch import inside_transform
 from jacfn._tree import LeafType
 from jacfn.auto import jacobian
 from jacfn.least_squares.rows import OperatorRows, Rows, StackedRows
@@ -208,19 +209,45 @@ def make_problem(
     passes: Passes,
 ) -> Problem:
     """Check the arguments; many problems where ``in_dims`` has an axis for the parameters."""
+    if inside_transform():
+        raise JacfnError(
+            "levenberg_marquardt goes by values, step after step, so no transform (vmap, grad, ...) can go through it: "
+            "give in_dims an axis for params to fit many problems at once"
+        )
     bound = bind(fn, 0, (params, *args), {}, in_dims=in_dims).detach()
     names = tuple(_tree.dotted_names(bound.spec))
     free = _free(frozen, names)
     _check_leaves(bound, free, names)
+    if bound.samples == 0 or not any(kind.size for kind in (bound.leaf_types[i] for i in free)):
+        raise JacfnValueError("params: there is nothing to fit: no elements, or no samples")
     mapped = {bound.leaves_mapped[i] for i in free}
     if len(mapped) > 1:
         raise JacfnValueError("in_dims: either all free leaves of params carry problems, or none")
     if mapped.pop():
         problem: Problem = ManyProblems(bound, free, names, None, passes, _flat_function(bound, free))
     else:
-        call = fn if len(free) == len(names) else _function_of_free(bound, free, names, fn)
+        call = fn
+        if len(free) < len(names):
+            kept = [i for i in range(len(names)) if i not in free]
+            call = _function_of_free(bound, free, names, fn)
+            if in_dims is not None:
+                dims = [bound.leaf_dims[i] for i in kept]
+                in_dims = (None, dims if any(dim is not None for dim in dims) else None, *_rest(in_dims, len(args)))
+            args = ([bound.leaves[i] for i in kept], *args)
         problem = OneProblem(bound, free, names, None, passes, args, in_dims, call)
     return problem if weights is None else dataclasses.replace(problem, roots=_roots(problem, weights))
+
+
+def renewed_dims(in_dims: Any, bound: Bound, count: int) -> Any:
+    """``in_dims`` for parameters that a state gives: their problems, as all samples, lead on axis 0."""
+    if in_dims is None:
+        return None
+    return (_tree.unflatten(bound.spec, bound.leaf_dims), *_rest(in_dims, count))
+
+
+def _rest(in_dims: Any, count: int) -> tuple[Any, ...]:
+    """Those of the further arguments."""
+    return (in_dims,) * count if isinstance(in_dims, int) else tuple(in_dims[1:])
 
 
 def _run(bound: Bound) -> list[Tensor]:
@@ -250,6 +277,8 @@ def _at_once(bound: Bound, budget: int | None) -> int | None:
 
 def _free(frozen: Any, names: tuple[str, ...]) -> tuple[int, ...]:
     """The numbers of the leaves that are not frozen."""
+    if not names:
+        raise JacfnValueError("params: there is no tensor in it, so there is nothing to fit")
     if frozen is None:
         return tuple(range(len(names)))
     if callable(frozen):
@@ -281,12 +310,11 @@ def _check_leaves(bound: Bound, free: tuple[int, ...], names: tuple[str, ...]) -
 def _function_of_free(
     bound: Bound, free: tuple[int, ...], names: tuple[str, ...], fn: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """``fn`` of the free leaves by name."""
+    """``fn`` of the free leaves by name, and of the frozen ones, which may carry samples."""
 
-    def of_free(leaves: dict[str, Tensor], *args: Any) -> Any:
-        whole = list(bound.leaves)
-        for i in free:
-            whole[i] = leaves[names[i]]
+    def of_free(leaves: dict[str, Tensor], frozen: list[Tensor], *args: Any) -> Any:
+        rest = iter(frozen)
+        whole = [leaves[names[i]] if i in free else next(rest) for i in range(len(names))]
         return fn(_tree.unflatten(bound.spec, whole), *args)
 
     return of_free
@@ -314,4 +342,4 @@ def _roots(problem: Problem, weights: Any) -> Tensor:
         raise JacfnValueError("weights must be one vector of weights, not a stack of them")
     if not bool((flat >= 0).all()):
         raise JacfnValueError("weights must be at least 0: they multiply the squares of the residuals")
-    return flat[0].sqrt().reshape(*problem.lead, -1)
+    return flat[0].detach().sqrt().reshape(*problem.lead, -1)

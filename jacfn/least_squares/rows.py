@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -14,9 +15,22 @@ from torch import Tensor
 
 from jacfn.operator import JacobianOperator
 
+_WIDE = 1024  # up to this side, small matrices are summed and factored in float64, whatever the Jacobian's dtype
+_BLOCK = 8 << 20  # bytes of dense rows at a time
+
 
 class Rows(abc.ABC):
     """What the solvers need of a Jacobian."""
+
+    @property
+    @abc.abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Of the Jacobian."""
+
+    @property
+    def small_dtype(self) -> torch.dtype:
+        """Of the matrices that are made of it, whose side is the lesser of ``M`` and ``P``."""
+        return torch.float64 if min(self.shape) <= _WIDE else self.dtype
 
     @property
     @abc.abstractmethod
@@ -35,9 +49,14 @@ class Rows(abc.ABC):
     def column_norms(self) -> Tensor:
         """``(..., P)``."""
 
+    @functools.cached_property
+    def normal(self) -> Tensor:
+        """``JᵀJ``, made once."""
+        return self._normal()
+
     @abc.abstractmethod
-    def normal(self, dtype: torch.dtype) -> Tensor:
-        """``JᵀJ``, summed in ``dtype``."""
+    def _normal(self) -> Tensor:
+        """The same, in :attr:`small_dtype`."""
 
     @abc.abstractmethod
     def gram(self, scale: Tensor | None) -> Tensor:
@@ -53,6 +72,11 @@ class OperatorRows(Rows):
     """The Jacobian of one problem."""
 
     operator: JacobianOperator
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the operator."""
+        return self.operator.dtype
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -71,18 +95,24 @@ class OperatorRows(Rows):
         """``(P,)``."""
         return self.operator.column_norms()
 
-    def normal(self, dtype: torch.dtype) -> Tensor:
-        """``(P, P)``."""
-        operator = self.operator if dtype == self.operator.dtype else self.operator.astype(dtype)
-        return operator.normal()
+    def _normal(self) -> Tensor:
+        """``(P, P)``: of few columns by dense rows, which then make one product."""
+        p = self.shape[1]
+        if p > _WIDE:
+            return self.operator.normal()
+        total = torch.zeros(p, p, dtype=self.small_dtype, device=self.operator.device)
+        for _, block in self.blocks():
+            rows = block.to(self.small_dtype)
+            total.addmm_(rows.T, rows)
+        return total
 
     def gram(self, scale: Tensor | None) -> Tensor:
         """``(M, M)``, by the factors where there is no scale."""
         return (self.operator if scale is None else self.operator.column_weighted(1 / scale)).gram()
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """In blocks as the operator has them."""
-        yield from self.operator.blocks()
+        """In blocks that stay in the caches."""
+        yield from self.operator.blocks(max(_BLOCK // (self.shape[1] * self.dtype.itemsize), 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +120,11 @@ class StackedRows(Rows):
     """The Jacobians of many problems, dense: ``(B, M, P)``."""
 
     dense: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the tensor."""
+        return self.dense.dtype
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -110,9 +145,9 @@ class StackedRows(Rows):
         norms: Tensor = torch.linalg.vector_norm(self.dense, dim=-2)
         return norms
 
-    def normal(self, dtype: torch.dtype) -> Tensor:
+    def _normal(self) -> Tensor:
         """``(B, P, P)``."""
-        dense = self.dense.to(dtype)
+        dense = self.dense.to(self.small_dtype)
         return dense.mT @ dense
 
     def gram(self, scale: Tensor | None) -> Tensor:

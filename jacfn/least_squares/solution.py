@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from typing import Any
 
 import torch
@@ -104,7 +105,8 @@ class Solution:
             pseudo: where the Jacobian is singular, the covariance within the directions that the data determine.
 
         Raises:
-            JacfnError: the Jacobian is singular, or there are no degrees of freedom.
+            JacfnError: the Jacobian is singular (of many problems, that one's entries are not numbers instead), or
+                there are no degrees of freedom.
 
         Cost: an orthogonal factorisation of the Jacobian, ``2 M P²`` operations.
         """
@@ -116,11 +118,14 @@ class Solution:
         return self._tree(variances.sqrt())
 
     def confidence_interval(self, level: float = 0.95, *, variance: float | Tensor | None = None) -> tuple[Any, Any]:
-        """Lower and upper ends, each with the structure of the parameters: by Student's distribution (needs SciPy)."""
+        """Lower and upper ends, each with the structure of the parameters (needs SciPy).
+
+        By Student's distribution; by the normal one where the variance is given.
+        """
         m, p = self.state.model.rows.shape
         leaves, spec = _tree.flatten(self.params)
         margins = _tree.flatten(self.standard_errors(variance=variance))[0]
-        times = quantile(level, m - p)
+        times = quantile(level, m - p if variance is None else math.inf)
         low = [leaf - times * margin for leaf, margin in zip(leaves, margins, strict=True)]
         high = [leaf + times * margin for leaf, margin in zip(leaves, margins, strict=True)]
         return _tree.unflatten(spec, low), _tree.unflatten(spec, high)

@@ -11,7 +11,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from jacfn._errors import JacfnError
+from jacfn._errors import JacfnError, JacfnTypeError, JacfnValueError
 from jacfn.least_squares.model import Model
 from jacfn.least_squares.solvers.linear import System
 from jacfn.least_squares.solvers.qr import QR
@@ -56,13 +56,28 @@ def covariance(model: Model, names: list[str], variance: float | Tensor | None, 
             f"covariance: {m} residual(s) leave no degrees of freedom for {p} parameter(s), so the variance cannot be "
             "estimated: give variance=, or fit fewer parameters (frozen=)"
         )
+    s = 2 * model.cost / (m - p) if variance is None else _variance(variance, model.cost)
     factors = spectrum(model)
-    if not pseudo and bool((factors.rank < p).any()):
+    undetermined = (factors.rank < p) & (not pseudo)
+    if not model.cost.ndim and bool(undetermined):
         raise JacfnError(_undetermined(factors, names))
     inverse = torch.where(factors.kept, 1 / factors.values, 0.0)
     half = factors.vectors.mT * inverse.unsqueeze(-2) / factors.scale.unsqueeze(-1)  # D⁻¹ V S⁻¹
-    s = 2 * model.cost / (m - p) if variance is None else torch.as_tensor(variance, dtype=torch.float64)
-    return half @ half.mT * s[..., None, None]
+    result = half @ half.mT * s[..., None, None]
+    return torch.where(undetermined[..., None, None], torch.nan, result)
+
+
+def _variance(given: float | Tensor, cost: Tensor) -> Tensor:
+    """A number, or one for each problem."""
+    try:
+        variance = torch.as_tensor(given, dtype=cost.dtype, device=cost.device)
+    except (TypeError, ValueError) as error:
+        raise JacfnTypeError(f"variance must be a number, or a tensor for many problems, got {given!r}") from error
+    if variance.ndim and variance.shape != cost.shape:
+        raise JacfnValueError(f"variance must have the shape {tuple(cost.shape)}, got {tuple(variance.shape)}")
+    if not bool((variance >= 0).all()):
+        raise JacfnValueError(f"variance must be at least 0, got {given!r}")
+    return variance
 
 
 def _whole(model: Model, scale: Tensor) -> Tensor:
@@ -72,14 +87,10 @@ def _whole(model: Model, scale: Tensor) -> Tensor:
 
 def _undetermined(factors: Spectrum, names: list[str]) -> str:
     """What the data leave open, in words."""
-    rank, p = int(factors.rank.min()), len(names)
-    problem = int(factors.rank.argmin()) if factors.rank.ndim else None
-    vectors = factors.vectors if problem is None else factors.vectors[problem]
-    weights = vectors[-1].abs()
+    weights = factors.vectors[-1].abs()
     part = [names[i] for i in weights.argsort(descending=True)[:3].tolist() if weights[i] > 0.1]
-    where = "" if problem is None else f" in problem {problem}"
     return (
-        f"covariance: the Jacobian has rank {rank} of {p}{where}: the data do not determine all parameters (the "
-        f"direction that they determine least is mostly {', '.join(part)}). Freeze some (frozen=), add data, or pass "
-        "pseudo=True for the covariance within the directions that are determined"
+        f"covariance: the Jacobian has rank {int(factors.rank)} of {len(names)}: the data do not determine all "
+        f"parameters (the direction that they determine least is mostly {', '.join(part)}). Freeze some (frozen=), add "
+        "data, or pass pseudo=True for the covariance within the directions that are determined"
     )

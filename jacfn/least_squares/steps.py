@@ -15,7 +15,7 @@ from jacfn.least_squares.damping import STRATEGIES, Damping, Gain
 from jacfn.least_squares.geodesic import bent
 from jacfn.least_squares.model import Model, half_square, linearised, norm
 from jacfn.least_squares.options import Options
-from jacfn.least_squares.problem import ManyProblems, Passes, Problem, make_problem
+from jacfn.least_squares.problem import ManyProblems, Passes, Problem, make_problem, renewed_dims
 from jacfn.least_squares.rows import StackedRows
 from jacfn.least_squares.solvers import KRYLOV
 from jacfn.least_squares.state import State
@@ -64,7 +64,7 @@ class LevenbergMarquardt:
             *args: further arguments of ``fn``.
             weights: of the squared residuals, with their structure or flat.
         """
-        problem = self._problem(params, args, weights)
+        problem = self._problem(params, args, weights, self.options.in_dims)
         x = problem.start
         model = linearised(problem, x, self.options, None)
         if isinstance(problem, ManyProblems):
@@ -90,7 +90,8 @@ class LevenbergMarquardt:
 
     def renew(self, state: State, *args: Any, weights: Any = None) -> State:
         """The same parameters and damping on other data, such as the next batch."""
-        problem = self._problem(state.params, args, weights)
+        dims = renewed_dims(self.options.in_dims, state.problem.bound, len(args))
+        problem = self._problem(state.params, args, weights, dims)
         model = linearised(problem, state.x, self.options, state.model.scale)
         return dataclasses.replace(
             state,
@@ -151,10 +152,10 @@ class LevenbergMarquardt:
             code=torch.where(running, code, state.code),
         )
 
-    def _problem(self, params: Any, args: tuple[Any, ...], weights: Any) -> Problem:
+    def _problem(self, params: Any, args: tuple[Any, ...], weights: Any, in_dims: Any) -> Problem:
         options = self.options
         passes = Passes(options.method, options.chunk_size, options.memory)
-        problem = make_problem(self.fn, params, args, options.in_dims, options.frozen, weights, passes)
+        problem = make_problem(self.fn, params, args, in_dims, options.frozen, weights, passes)
         if isinstance(problem, ManyProblems) and options.solver in KRYLOV:
             raise JacfnValueError(
                 f"solver={options.solver!r} takes one problem, and in_dims has an axis of them for params: "

@@ -56,12 +56,12 @@ def _parameters(solution: Any) -> str:
     rows = []
     problem = solution.state.problem
     leaves = _tree.flatten(solution.params)[0]
+    columns = iter(solution._columns())
     for number in problem.free:
         values = leaves[number].flatten().tolist()
         margins = [None] * len(values) if errors is None else errors[number].flatten().tolist()
-        for i, (value, margin) in enumerate(zip(values, margins, strict=True)):
-            name = problem.names[number] + (f"[{i}]" if leaves[number].ndim else "")
-            rows.append([name, f"{value:.8g}", "-" if margin is None else f"{margin:.3g}"])
+        for value, margin in zip(values, margins, strict=True):
+            rows.append([next(columns), f"{value:.8g}", "-" if margin is None else f"{margin:.3g}"])
     return aligned(["parameter", "value", "standard error"], rows, right={1, 2}) + note
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jacfn._errors import JacfnError, JacfnValueError
 
 
-def quantile(level: float, degrees: int) -> float:
+def quantile(level: float, degrees: float) -> float:
     """How many standard errors make a two-sided interval of this level."""
     try:
         from scipy.stats import t

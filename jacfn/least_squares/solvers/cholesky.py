@@ -12,7 +12,7 @@ class Cholesky(Solver):
 
     def __init__(self, system: System) -> None:
         self.system = system
-        self.normal = system.rows.normal(system.dtype)
+        self.normal = system.rows.normal
         if system.scale is not None:
             d = system.scale.to(system.dtype)
             self.normal = self.normal / (d.unsqueeze(-1) * d.unsqueeze(-2))

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from jacfn.least_squares.rows import Rows
 from jacfn.least_squares.solvers.cholesky import Cholesky
 from jacfn.least_squares.solvers.dual import Dual
 from jacfn.least_squares.solvers.krylov import Krylov, cgls, lsmr
@@ -39,15 +40,19 @@ def choose(m: int, p: int, itemsize: int, budget: int | None) -> Name:
     return "dual" if m < p else "cholesky"
 
 
+def planned(name: Name, rows: Rows, budget: int | None) -> Name:
+    """The solver that a linearisation is going to have."""
+    return choose(*rows.shape, rows.small_dtype.itemsize, budget) if name == "auto" else name
+
+
 def make(name: Name, system: System, budget: int | None, tolerance: float | None, steps: int | None) -> Solver:
     """The solver of this name for a linearisation."""
-    m, p = system.rows.shape
     if name in KRYLOV:
         tolerance = torch.finfo(system.residual.dtype).eps ** 0.5 if tolerance is None else tolerance
         steps = min(2 * system.small + 10, _STEPS) if steps is None else steps
         return Krylov(system, cgls if name == "cg" else lsmr, tolerance, steps)
     if name == "auto":
-        chosen = choose(m, p, system.dtype.itemsize, budget)
+        chosen = planned(name, system.rows, budget)
         if chosen in ("cholesky", "dual"):
             return _Careful(system, chosen, budget)
         return make(chosen, system, budget, tolerance, steps)

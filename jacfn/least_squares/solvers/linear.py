@@ -15,8 +15,6 @@ from torch import Tensor
 
 from jacfn.least_squares.rows import Rows
 
-_WIDE = 1024  # up to this side, small matrices are summed and factored in float64, whatever the Jacobian's dtype
-
 
 @dataclasses.dataclass(frozen=True)
 class System:
@@ -34,7 +32,7 @@ class System:
     @property
     def dtype(self) -> torch.dtype:
         """Of small matrices."""
-        return torch.float64 if self.small <= _WIDE else self.residual.dtype
+        return self.rows.small_dtype
 
     def mv(self, z: Tensor) -> Tensor:
         """``Ĵ z``."""
