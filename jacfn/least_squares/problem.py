@@ -135,6 +135,7 @@ class OneProblem(Problem):
     def linearise(self, x: Tensor) -> tuple[Tensor, Rows]:
         """By an operator."""
         whole = len(self.free) == len(self.names)
+        budget = parse_budget(self.passes.memory)
         params = self.params(x) if whole else dict(zip(self._free_names(), self.free_leaves(x), strict=True))
         operator = jacobian_operator(
             self.fn_of_free,
@@ -143,7 +144,7 @@ class OneProblem(Problem):
             in_dims=self.in_dims,
             method=self.passes.method,
             chunk_size=self.passes.chunk_size,
-            memory=self.passes.memory,
+            memory=None if budget is None else max(budget // 2, 1),  # that of the step before is there, too
             differentiable=False,
         )
         residual = self._flat(_tree.flatten(operator.value)[0])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from jacfn.operator import JacobianOperator
+from jacfn.operator.weighted import weighted_gram
 
 _WIDE = 1024  # up to this side, small matrices are summed and factored in float64, whatever the Jacobian's dtype
 _BLOCK = 8 << 20  # bytes of dense rows at a time
@@ -107,8 +108,11 @@ class OperatorRows(Rows):
         return total
 
     def gram(self, scale: Tensor | None) -> Tensor:
-        """``(M, M)``, by the factors where there is no scale."""
-        return (self.operator if scale is None else self.operator.column_weighted(1 / scale)).gram()
+        """``(M, M)``, by the factors of the layers."""
+        if scale is None:
+            return self.operator.gram()
+        weights = self.operator.columns.stacks(scale.square().reciprocal().unsqueeze(0))
+        return weighted_gram(self.operator.source, [stack[0] for stack in weights])
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """In blocks that stay in the caches."""

@@ -1,6 +1,6 @@
 """By the Gram matrix (L4), for fewer rows than columns: ``z = -Ĵᵀ (ĴĴᵀ + λ)⁻¹ r``.
 
-From ``(ĴᵀĴ + λ) Ĵᵀ = Ĵᵀ (ĴĴᵀ + λ)``. Without column scales the Gram matrix comes from the factors of the layers.
+From ``(ĴᵀĴ + λ) Ĵᵀ = Ĵᵀ (ĴĴᵀ + λ)``. The Gram matrix comes from the factors of the layers, also with column scales.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from jacfn.least_squares.solvers.linear import Damped, Factored, Solver, System
 
 
 class Dual(Solver):
-    """Never forms the Jacobian but, with column scales, a slice of it at a time."""
+    """Never forms the Jacobian."""
 
     def __init__(self, system: System) -> None:
         self.system = system
