@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks import operator, profile, quasilinear, works
+from benchmarks import least_squares, operator, profile, quasilinear, works
+from benchmarks.fits import budget as fit_budget
+from benchmarks.fits import counts, curves, in_jax, plots, problems, race, steps
 from benchmarks.floors import outer_products
 from benchmarks.measure import difference, measure
 from benchmarks.methods import BASELINE, OURS, named
@@ -169,3 +172,86 @@ def test_a_failure_in_a_child_is_in_the_table():
     row = budget.line({"error": "it broke"}, work="mlp", method="rev", operation="mv", budget="1MiB")
     assert row[0] == "mlp: it broke"
     assert "0 of 1" in budget.section([row], "1MiB")
+
+
+# --- least squares --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_sinc():
+    return problems.sinc(samples=200)
+
+
+def test_a_step_by_hand_and_by_jacfn_is_the_same(tiny_sinc, monkeypatch):
+    measured = steps.measure(steps.SINC, tiny_sinc.work, 1e-4)
+    assert {steps.OURS, steps.DEFAULT, steps.BY_HAND} <= measured.seconds.keys()
+    text = steps.section(steps.SINC, measured)
+    assert f"sinc: time of {steps.CHOLESKY} / {steps.OURS}" in text
+
+
+def test_the_race_has_a_table_targets_and_a_picture(tiny_sinc, tmp_path):
+    ways = {name: race.WAYS[name] for name in (race.OURS, "scipy lm (torch.func Jacobian)", "torch Adam")}
+    ways["broken"] = lambda problem, record: 1 / 0
+    raced, failed = race.race(tiny_sinc, 0.3, ways)
+    assert raced.keys() == ways.keys() - {"broken"}
+    assert "division by zero" in failed["broken"]
+    text = race.section(tiny_sinc, raced, failed, 0.3)
+    assert "time of torch Adam to its lowest loss / jacfn to that, warm" in text
+    plots.plot(raced, "a title", tmp_path / "race.png")
+    assert (tmp_path / "race.png").stat().st_size
+
+
+@pytest.mark.parametrize("way", race.WAYS)
+def test_every_way_of_the_race_lowers_the_loss(way, tiny_sinc):
+    package = {"torch-levenberg-marquardt": "torch_levenberg_marquardt", "pypose": "pypose"}
+    for name, module in package.items():
+        if way.startswith(name) and not find_spec(module):
+            pytest.skip(f"needs {module} (benchmarks/peers.txt)")
+    trace = race.run(tiny_sinc, race.WAYS[way], 0.5)
+    assert trace.lowest < tiny_sinc.loss(tiny_sinc.start)
+    assert (np.diff(trace.losses) <= 0).all()
+
+
+def test_a_trace_knows_when_a_loss_was_reached(tiny_sinc):
+    trace = race.Trace(np.array([0.0, 1.0, 2.0]), np.array([3.0, 2.0, 1.0]), 3)
+    assert trace.until(2.5) == 1.0
+    assert trace.until(0.5) == float("inf")
+    assert trace.lowest == 1.0
+
+
+def test_without_an_environment_the_solvers_in_jax_are_left_out(tiny_sinc, tmp_path):
+    raced, failed = in_jax.raced(tiny_sinc, 1, tmp_path, 1)
+    assert not raced
+    assert "python -m benchmarks.jax_env makes it" in failed["JAX"]
+
+
+def test_curves_are_fitted_by_all_ways_alike(tmp_path):
+    made = curves.make(6)
+    timed = dict(curves.measure(made, tmp_path, 1, some=3))
+    assert {*curves.AT_ONCE, *curves.LOOPS} <= timed.keys()
+    assert not any(result.wrong for result in timed.values())
+    assert "3 curves, scaled" in curves.section(made, timed)
+
+
+def test_a_fit_in_a_budget_is_measured():
+    threads = torch.get_num_threads()
+    measured = fit_budget.child(64, [3, 8, 8, 1], "cg", "256MiB", threads)
+    assert measured["costs"][1] < measured["costs"][0]
+    text = fit_budget.section({"cg": measured, "lsmr": {"error": "it broke"}}, "256MiB")
+    assert "it broke" in text
+    assert "met" in text
+    assert "missed" in text
+
+
+def test_evaluations_are_counted_and_summed_up():
+    some = [problem for problem in counts.problems() if problem.name == "Rosenbrock"]
+    rows = counts.measure(some)
+    assert all(counted.right for *_, ways in rows for counted in ways.values())
+    assert f"of {len(rows)}" in counts.section(rows)
+
+
+def test_least_squares_prints_its_parts_and_saves_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(counts, "problems", list)
+    threads = str(torch.get_num_threads())
+    least_squares.main(["--parts", "counts", "--threads", threads, "--save", str(tmp_path)])
+    assert (tmp_path / "least-squares.txt").read_text().strip() in capsys.readouterr().out
