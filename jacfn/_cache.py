@@ -1,11 +1,12 @@
 """The one piece of global state (L0): what was learnt about a function, kept while the function lives.
 
-Keyed by the function itself, weakly (a bound method by its instance and its function), then by an abstract signature
-of the call. A lambda made afresh for each call is a new function each time and learns anew.
+Keyed by the identity of the function, weakly (a bound method by its instance and its function), then by an abstract
+signature of the call. A lambda made afresh for each call is a new function each time and learns anew.
 """
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar, cast
@@ -13,7 +14,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 _LIMIT = 32  # entries for one function; the oldest goes first
-_learnt: weakref.WeakKeyDictionary[Any, dict[Hashable, Any]] = weakref.WeakKeyDictionary()
+_learnt: dict[int, tuple[weakref.ref[Any], dict[Hashable, Any]]] = {}  # by identity: a function need not be hashable
 
 T = TypeVar("T")
 
@@ -43,7 +44,14 @@ def _entries(fn: Callable[..., Any]) -> dict[Hashable, Any] | None:
     if torch.compiler.is_compiling():
         return None
     owner = getattr(fn, "__self__", fn)
-    try:
-        return _learnt.setdefault(owner, {})
-    except TypeError:  # not hashable, or not to be referenced weakly
-        return None
+    if id(owner) not in _learnt:
+        try:
+            reference = weakref.ref(owner, functools.partial(_forget, id(owner)))
+        except TypeError:  # not to be referenced weakly
+            return None
+        _learnt[id(owner)] = reference, {}
+    return _learnt[id(owner)][1]
+
+
+def _forget(number: int, _: Any) -> None:
+    _learnt.pop(number, None)

@@ -215,6 +215,14 @@ def test_a_problem_that_is_not_finite_harms_no_other() -> None:
         assert float(fit.cost[i]) == pytest.approx(float(wanted.cost[i]), rel=1e-12)
 
 
+def test_a_problem_without_a_derivative_has_not_converged() -> None:
+    start = torch.tensor([[0.0], [4.0]], dtype=F64)
+    fit = levenberg_marquardt(lambda p: p.sqrt() - 1, start, in_dims=(0,))
+    assert fit.reason[0] is Reason.NON_FINITE
+    assert fit.reason[1].converged
+    torch.testing.assert_close(fit.params[1], torch.ones(1, dtype=F64))
+
+
 def test_many_problems_with_other_axes_weights_and_frozen_leaves() -> None:
     start, t, y = many_decays()
     w = torch.rand(7, 40, generator=torch.Generator().manual_seed(3), dtype=F64)

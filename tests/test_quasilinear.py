@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 
@@ -345,6 +346,27 @@ def test_structure_is_learnt_once_and_again_when_it_changes() -> None:
     torch.testing.assert_close(jacobian(W, X), oracle(fn, W, X))
     hidden = False
     torch.testing.assert_close(jacobian(W, X), oracle(fn, W, X))
+
+
+def test_structure_is_learnt_of_functions_that_cannot_be_hashed() -> None:
+    @dataclasses.dataclass
+    class Model:
+        scale: dict[str, float]
+        calls: int = 0
+
+        def __call__(self, w: Tensor, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.scale["a"] * F.linear(x, w)
+
+        def method(self, w: Tensor, x: Tensor) -> Tensor:
+            return self(w, x)
+
+    for fn in (lambda model: model, lambda model: model.method):
+        model = Model({"a": 2.0})
+        jac_quasilinear(fn(model), in_dims=(None, 0))(W, X)
+        learning = model.calls
+        jac_quasilinear(fn(model), in_dims=(None, 0))(W, X)
+        assert model.calls == learning + 1
 
 
 def test_claims_that_change_are_learnt_again() -> None:

@@ -35,6 +35,12 @@ class Passes:
     chunk_size: int | None = None
     memory: Budget = None
 
+    @property
+    def share(self) -> int | None:
+        """Of the budget, for one linearisation: that of the point before is there while the next is made."""
+        budget = parse_budget(self.memory)
+        return None if budget is None else max(3 * budget // 8, 1)  # the rest is for the matrices of the solver
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem(abc.ABC):
@@ -103,7 +109,7 @@ class Problem(abc.ABC):
     def _outputs(self, x: Tensor) -> list[Tensor]:
         """A few samples at a time where there is a budget."""
         bound = self.bound.replace(self.leaves(x), self.bound.data, self.bound.samples)
-        at_once = _at_once(bound, parse_budget(self.passes.memory))
+        at_once = _at_once(bound, self.passes.share)
         with torch.no_grad():
             if at_once is None or bound.samples is None:
                 return _run(bound)
@@ -135,7 +141,6 @@ class OneProblem(Problem):
     def linearise(self, x: Tensor) -> tuple[Tensor, Rows]:
         """By an operator."""
         whole = len(self.free) == len(self.names)
-        budget = parse_budget(self.passes.memory)
         params = self.params(x) if whole else dict(zip(self._free_names(), self.free_leaves(x), strict=True))
         operator = jacobian_operator(
             self.fn_of_free,
@@ -144,7 +149,7 @@ class OneProblem(Problem):
             in_dims=self.in_dims,
             method=self.passes.method,
             chunk_size=self.passes.chunk_size,
-            memory=None if budget is None else max(budget // 2, 1),  # that of the step before is there, too
+            memory=self.passes.share,
             differentiable=False,
         )
         residual = self._flat(_tree.flatten(operator.value)[0])
@@ -174,7 +179,7 @@ class ManyProblems(Problem):
             return_value=True,
             in_dims=(0, (self._frozen_dims(), 0)) if self.bound.data else (0, (self._frozen_dims(), None)),
             chunk_size=self.passes.chunk_size,
-            memory=self.passes.memory,
+            memory=self.passes.share,
             differentiable=False,
         )
         frozen = [leaf for i, leaf in enumerate(self.bound.leaves) if i not in self.free]

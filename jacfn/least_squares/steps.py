@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jacfn._errors import JacfnTypeError, JacfnValueError
 from jacfn.least_squares import many, termination
-from jacfn.least_squares.damping import STRATEGIES, Damping, Gain
+from jacfn.least_squares.damping import STRATEGIES, Damping, Gain, Level
 from jacfn.least_squares.geodesic import bent
 from jacfn.least_squares.model import Model, half_square, linearised, norm
 from jacfn.least_squares.options import Options
@@ -21,6 +21,18 @@ from jacfn.least_squares.solvers import KRYLOV
 from jacfn.least_squares.state import State
 
 _ENOUGH = 1e-4  # of what was promised: a step that gains less is rejected
+
+
+@dataclasses.dataclass(frozen=True)
+class _Attempt:
+    """A step that was tried: its damping, what was promised, where it leads, the cost there, and what it took."""
+
+    level: Level
+    trial: termination.Trial
+    x: Tensor
+    cost: Tensor
+    trusted: Tensor  # whether the expansion along it may be
+    evaluations: int
 
 
 class LevenbergMarquardt:
@@ -66,10 +78,8 @@ class LevenbergMarquardt:
         """
         problem = self._problem(params, args, weights, self.options.in_dims)
         x = problem.start
-        model = linearised(problem, x, self.options, None)
-        if isinstance(problem, ManyProblems):
-            model = _without_nonsense(model)
-        else:
+        model, code = self._linearised(problem, x, None)
+        if not problem.lead:
             _check_start(model, problem)
         count = torch.ones_like(model.cost, dtype=torch.int64)
         level = self._strategy.start(self.options.initial_damping, model.largest, model.length(x))
@@ -84,73 +94,72 @@ class LevenbergMarquardt:
             njev=count,
             accepted=torch.zeros_like(count, dtype=torch.bool),
             ratio=none,
-            first=termination.Trial(none, none),
-            code=termination.at_point(model, self.options),
+            first=_no_trial(none),
+            code=code,
         )
 
     def renew(self, state: State, *args: Any, weights: Any = None) -> State:
         """The same parameters and damping on other data, such as the next batch."""
         dims = renewed_dims(self.options.in_dims, state.problem.bound, len(args))
         problem = self._problem(state.params, args, weights, dims)
-        model = linearised(problem, state.x, self.options, state.model.scale)
+        model, code = self._linearised(problem, state.x, state.model.scale)
         return dataclasses.replace(
             state,
             problem=problem,
             model=model,
             nfev=state.nfev + 1,
             njev=state.njev + 1,
-            first=termination.Trial(*[torch.full_like(model.cost, torch.nan)] * 2),
-            code=termination.at_point(model, self.options),
+            first=_no_trial(model.cost),
+            code=code,
         )
 
     def step(self, state: State) -> State:
         """One trial step: taken where it lowers the cost enough, else ``λ`` grows and the Jacobian is kept."""
         model, running = state.model, state.running
-        level, damped, z = self._strategy.damp(state.level, model.solver, model.scaled_gradient)
-        promised = model.promised(z, level.value)
-        calm, evaluations = torch.ones_like(state.accepted), 1
-        velocity = z
-        if self.options.geodesic:
-            z, calm = bent(state.problem, state.x, model, damped, z)
-            evaluations = 2
-        h = (z if model.scale is None else z / model.scale).to(state.x.dtype)
-        x = state.x + h
-        cost = half_square(state.problem.residuals(x))
-        actual = model.cost - cost
-        ratio = actual / promised
-        taken = running & calm & cost.isfinite() & (promised > 0) & (ratio > _ENOUGH)
-        length = norm(velocity)
-        trial, alone = termination.Trial(promised, length), state.first.promised.isnan()
+        attempt = self._attempt(state)
+        actual, trial = model.cost - attempt.cost, attempt.trial
+        ratio = actual / trial.promised
+        good = attempt.cost.isfinite() & (trial.promised > 0) & (ratio > _ENOUGH)
+        taken = running & attempt.trusted & good
+        level = self._level(attempt.level, model, ratio, trial, taken)
+        alone = state.first.promised.isnan()
         first = many.where(alone, trial, state.first)
-        gain = Gain(ratio, promised, length, 1e-3 * torch.where(model.largest > 0, model.largest, 1.0))
-        level = many.where(taken, self._strategy.accepted(level, gain), self._strategy.rejected(level, gain))
-        outcome = termination.Outcome(
-            taken=taken,
-            before=model.cost,
-            actual=actual,
-            trial=trial,
-            first=first,
-            alone=alone,
-            reach=model.length(state.x),
-            damping=level.value,
-        )
+        reach = model.length(state.x)
+        outcome = termination.Outcome(taken, model.cost, actual, trial, first, alone, reach, level.value)
         code = termination.after_step(outcome, self.options, state.x.dtype)
-        x = torch.where(taken.unsqueeze(-1), x, state.x)
-        model, fresh = self._moved(state.problem, x, model, taken)
-        code = torch.where(fresh > 0, fresh, code)
+        x = torch.where(taken.unsqueeze(-1), attempt.x, state.x)
+        model, new = self._moved(state.problem, x, model, taken)
+        code = torch.where(new > 0, new, code)
         return State(
             problem=state.problem,
             x=x,
             model=model,
             level=many.where(running, level, state.level),
             steps=state.steps + running,
-            nfev=state.nfev + evaluations * running,
+            nfev=state.nfev + attempt.evaluations * running,
             njev=state.njev + taken,
             accepted=taken,
             ratio=torch.where(running, ratio, state.ratio),
-            first=many.where(taken, termination.Trial(*[torch.full_like(ratio, torch.nan)] * 2), first),
+            first=many.where(taken, _no_trial(ratio), first),
             code=torch.where(running, code, state.code),
         )
+
+    def _attempt(self, state: State) -> _Attempt:
+        """A step, and the cost where it leads."""
+        model = state.model
+        level, damped, z = self._strategy.damp(state.level, model.solver, model.scaled_gradient)
+        trial = termination.Trial(model.promised(z, level.value), norm(z))
+        trusted, evaluations = torch.ones_like(state.accepted), 1
+        if self.options.geodesic:
+            z, trusted = bent(state.problem, state.x, model, damped, z)
+            evaluations = 2
+        x = state.x + (z if model.scale is None else z / model.scale).to(state.x.dtype)
+        return _Attempt(level, trial, x, half_square(state.problem.residuals(x)), trusted, evaluations)
+
+    def _level(self, level: Level, model: Model, ratio: Tensor, trial: termination.Trial, taken: Tensor) -> Level:
+        """The damping of the next step."""
+        gain = Gain(ratio, trial.promised, trial.length, 1e-3 * torch.where(model.largest > 0, model.largest, 1.0))
+        return many.where(taken, self._strategy.accepted(level, gain), self._strategy.rejected(level, gain))
 
     def _problem(self, params: Any, args: tuple[Any, ...], weights: Any, in_dims: Any) -> Problem:
         options = self.options
@@ -169,16 +178,24 @@ class LevenbergMarquardt:
         if not isinstance(problem, ManyProblems):
             if not bool(taken):
                 return model, none
-            new = linearised(problem, x, self.options, model.scale)
-            return new, termination.at_point(new, self.options)
+            return self._linearised(problem, x, model.scale)
         index = taken.nonzero()[:, 0]
         if not len(index):
             return model, none
         scale = None if model.scale is None else model.scale[index]
-        new = linearised(problem.take(index), x[index], self.options, scale)
-        codes = none.index_copy(0, index, termination.at_point(new, self.options))
-        new = _without_nonsense(new)
-        return (new if len(index) == len(x) else many.put(model, index, new)), codes
+        new, code = self._linearised(problem.take(index), x[index], scale)
+        return (new if len(index) == len(x) else many.put(model, index, new)), none.index_copy(0, index, code)
+
+    def _linearised(self, problem: Problem, x: Tensor, scale: Tensor | None) -> tuple[Model, Tensor]:
+        """At new points, with codes for them."""
+        model = linearised(problem, x, self.options, scale)
+        code = termination.at_point(model, self.options)
+        return (_without_nonsense(model) if problem.lead else model), code
+
+
+def _no_trial(like: Tensor) -> termination.Trial:
+    none = torch.full_like(like, torch.nan)
+    return termination.Trial(none, none)
 
 
 def _check_start(model: Model, problem: Problem) -> None:

@@ -33,7 +33,7 @@ def choose(m: int, p: int, itemsize: int, budget: int | None) -> Name:
     Where an orthogonal factorisation takes next to no time, ``"qr"``.
     """
     small = min(m, p)
-    if _COPIES * small * small * itemsize > (_ROOM if budget is None else budget // 2):
+    if _COPIES * small * small * itemsize > (_ROOM if budget is None else budget // 4):
         return "lsmr"
     if m * p * small <= _EASY:
         return "qr"
@@ -66,7 +66,7 @@ class _Careful(Solver):
         self.system = system
         self.quick = Cholesky(system) if name == "cholesky" else Dual(system)
         held = system.rows.shape[1] * system.small * system.dtype.itemsize  # R, or the rows
-        self.fits = _COPIES * held <= (_ROOM if budget is None else budget // 2)
+        self.fits = _COPIES * held <= (_ROOM if budget is None else budget // 4)
 
     @functools.cached_property
     def accurate(self) -> QR:
