@@ -62,7 +62,8 @@ class Damping(abc.ABC):
     def damp(self, level: Level, solver: Solver, gradient: Tensor) -> tuple[Level, Damped, Tensor]:
         """The damped system and its step ``z``; ``gradient`` is ``Ĵᵀ r``."""
         damped = solver.damp(level.value)
-        return level, damped, damped.step()
+        z, singular = damped.step(), torch.as_tensor(damped.singular, device=level.value.device)
+        return level, damped, torch.where(singular.unsqueeze(-1), torch.nan, z)
 
     @abc.abstractmethod
     def accepted(self, level: Level, gain: Gain) -> Level:

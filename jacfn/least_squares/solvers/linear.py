@@ -51,6 +51,7 @@ class Damped(abc.ABC):
     """The system for one ``λ``."""
 
     safe: Tensor | bool = True  # whether it is well enough conditioned for this way of solving it, for each problem
+    singular: Tensor | bool = False  # whether it is, to rounding: then a step is rounding, magnified
 
     @abc.abstractmethod
     def step(self) -> Tensor:

@@ -57,13 +57,12 @@ class _Damped(Damped):
     def __init__(self, solver: QR, triangle: Tensor, right: Tensor, damping: Tensor) -> None:
         self.system, self.basis = solver.system, solver.basis
         self.triangle, self.right, self.damping = triangle, right, damping
+        pivots = triangle.diagonal(dim1=-2, dim2=-1).abs()
+        rounding = pivots.shape[-1] * torch.finfo(pivots.dtype).eps
+        self.singular = (pivots.amin(-1) <= rounding * pivots.amax(-1)) & (damping == 0)
 
     def step(self) -> Tensor:
-        pivots = self.triangle.diagonal(dim1=-2, dim2=-1).abs()
-        rounding = pivots.shape[-1] * torch.finfo(pivots.dtype).eps
-        # Without damping a singular triangle has no shortest step to give, and what it gives is rounding, magnified.
-        works = (self.damping > 0) | (pivots.amin(-1) > rounding * pivots.amax(-1))
-        return self._out(torch.where(works.unsqueeze(-1), -_back(self.triangle, self.right), torch.nan))
+        return self._out(-_back(self.triangle, self.right))
 
     def least(self, right: Tensor) -> Tensor:
         return -self.inverse(self.system.rmv(right))
