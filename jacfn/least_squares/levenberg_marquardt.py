@@ -85,7 +85,7 @@ def levenberg_marquardt(
         memory: a budget for all that is allocated, such as ``"1GiB"``: the solver goes by it, too.
         batches: tuples of arguments instead of ``args``, one for each step, which is tried on its own batch: for data
             that come in pieces. Tests of convergence are off; it ends with the batches or with ``max_steps``.
-        callback: called with the :class:`State` after each step; returning True ends the fit.
+        callback: called with the :class:`~jacfn.least_squares.state.State` after each step; True ends the fit.
 
     Returns:
         A :class:`jacfn.Solution`.

@@ -72,17 +72,17 @@ class Solution:
 
     @property
     def nfev(self) -> Any:
-        """Evaluations of ``fn``: the start and one for each trial step, two with geodesic acceleration."""
+        """How often ``fn`` was evaluated, at the start and for each trial step (twice with geodesic acceleration)."""
         return _number(self.state.nfev)
 
     @property
     def njev(self) -> Any:
-        """Evaluations of the Jacobian: one, and one for each accepted step."""
+        """How often the Jacobian was evaluated, which is once and for each accepted step."""
         return _number(self.state.njev)
 
     @property
     def reason(self) -> Any:
-        """Why it ended: a :class:`jacfn.Reason`, or a list of them."""
+        """The :class:`jacfn.Reason` why it ended, or a list of them."""
         codes = self.state.code.tolist()
         return [Reason(code) for code in codes] if isinstance(codes, list) else Reason(codes)
 
@@ -94,7 +94,7 @@ class Solution:
 
     @property
     def rank(self) -> Any:
-        """How many directions the data determine: the rank of the Jacobian, to rounding."""
+        """The rank of the Jacobian, to rounding, which is how many directions the data determine."""
         return _number(statistics.spectrum(self.state.model).rank)
 
     def covariance(self, *, variance: float | Tensor | None = None, pseudo: bool = False) -> Tensor:
