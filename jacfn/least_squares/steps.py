@@ -39,7 +39,8 @@ class LevenbergMarquardt:
     """The method of :func:`jacfn.levenberg_marquardt` for loops of one's own: ``init``, ``step`` and ``renew``.
 
     Each returns a new :class:`~jacfn.least_squares.state.State` and changes nothing. ``state.params``, ``state.cost``,
-    ``state.accepted``, ``state.damping`` say where the fit stands; ``state.running`` turns False when a test of convergence is met.
+    ``state.accepted``, ``state.damping`` say where the fit stands; ``state.running`` turns False when a test of
+    convergence is met.
 
     Args:
         fn: ``fn(params, *args) -> residuals``, pure.
