@@ -105,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and save where asked."""
     options = parse(argv)
     if options.child:
-        print(json.dumps(budget.child(**options.child)))
+        _, arguments = options.child
+        print(json.dumps(budget.child(**arguments)))
         return
     torch.set_num_threads(options.threads)
     logging.getLogger("torch_levenberg_marquardt").setLevel(logging.ERROR)

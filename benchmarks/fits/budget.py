@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 import torch
@@ -15,7 +11,7 @@ import jacfn
 from jacfn._memory import parse_budget
 
 from .. import tables
-from ..memory import ALLOCATOR
+from ..operators import children
 from ..operators.compare import heading, prose, targets
 from ..resident import peak_growth
 from .problems import IN_DIMS, large
@@ -58,21 +54,11 @@ def child(samples: int, widths: list[int], solver: str, budget: str, threads: in
 
 def measure(problem: dict[str, Any], budget: str, threads: int) -> dict[str, dict[str, Any]]:
     """A process for each solver: what it measured, or ``{"error": ...}``."""
-    return {solver: _in_child(solver=solver, budget=budget, threads=threads, **problem) for solver in SOLVERS}
-
-
-def _in_child(**arguments: Any) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.least_squares", "--child", json.dumps(arguments)]
-    try:
-        done = subprocess.run(
-            command, env=os.environ | ALLOCATOR, capture_output=True, text=True, check=False, timeout=LIMIT
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"not done after {LIMIT} s"}
-    if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]}
-    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print("budget:", arguments["solver"], measured, flush=True)
+    measured = {}
+    for solver in SOLVERS:
+        options = {"solver": solver, "budget": budget, "threads": threads, **problem}
+        measured[solver] = children.run("budget", module="benchmarks.least_squares", limit=LIMIT, **options)
+        print("budget:", solver, measured[solver], flush=True)
     return measured
 
 

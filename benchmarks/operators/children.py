@@ -14,15 +14,15 @@ from ..memory import ALLOCATOR
 LIMIT = 300
 
 
-def run(part: str, **arguments: Any) -> dict[str, Any]:
-    """Call the part's ``child`` in a new process; what it returned, or ``{"error": ...}``."""
-    command = [sys.executable, "-m", "benchmarks.operator", "--child", json.dumps([part, arguments])]
+def run(part: str, *, module: str = "benchmarks.operator", limit: int = LIMIT, **arguments: Any) -> dict[str, Any]:
+    """Call the ``child`` of a module's part in a new process; what it returned, or ``{"error": ...}``."""
+    command = [sys.executable, "-m", module, "--child", json.dumps([part, arguments])]
     try:
         done = subprocess.run(
-            command, env=os.environ | ALLOCATOR, capture_output=True, text=True, check=False, timeout=LIMIT
+            command, env=os.environ | ALLOCATOR, capture_output=True, text=True, check=False, timeout=limit
         )
     except subprocess.TimeoutExpired:
-        return {"error": f"not done after {LIMIT} s"}
+        return {"error": f"not done after {limit} s"}
     if done.returncode:
         said = done.stderr.strip().splitlines()
         return {"error": said[-1] if said else f"ended with code {done.returncode}"}

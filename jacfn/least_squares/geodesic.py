@@ -23,7 +23,7 @@ def bent(problem: Problem, x: Tensor, model: Model, damped: Damped, z: Tensor) -
 
     ``r(x + t h) = r + t J h + ½ t² r'' + ...`` gives ``r'' = 2/t ((r(x + t h) - r) / t - J h)``.
     """
-    h = (z if model.scale is None else z / model.scale).to(x.dtype)
+    h = model.system.unscale(z).to(x.dtype)
     ahead = problem.residuals(x + _LENGTH * h)
     second = 2 / _LENGTH * ((ahead - model.residual) / _LENGTH - model.rows.mv(h))
     acceleration = damped.least(second).to(z.dtype)

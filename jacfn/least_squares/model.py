@@ -8,7 +8,6 @@ import functools
 import torch
 from torch import Tensor
 
-from jacfn._memory import parse_budget
 from jacfn.least_squares.options import Options
 from jacfn.least_squares.problem import Problem
 from jacfn.least_squares.rows import Rows
@@ -41,25 +40,27 @@ class Model:
     def solver(self) -> Solver:
         """Made when the first step is asked for, and kept for the steps that follow a rejected one."""
         options = self.options
-        system = System(self.rows, self.residual, self.scale)
-        budget = parse_budget(options.memory)
-        return make(options.solver, system, budget, options.solver_tolerance, options.solver_steps)
+        return make(options.solver, self.system, options.budget, options.solver_tolerance, options.solver_steps)
+
+    @property
+    def system(self) -> System:
+        """What it solves."""
+        return System(self.rows, self.residual, self.scale)
 
     @property
     def planned(self) -> str:
         """The name of that solver."""
-        return planned(self.options.solver, self.rows, parse_budget(self.options.memory))
+        return planned(self.options.solver, self.rows, self.options.budget)
 
     @property
     def scaled_gradient(self) -> Tensor:
         """``Ĵᵀ r``."""
-        return self.gradient if self.scale is None else self.gradient / self.scale
+        return self.system.unscale(self.gradient)
 
     @property
     def largest(self) -> Tensor:
         """The largest squared norm of a column of ``Ĵ``."""
-        scaled = self.norms if self.scale is None else self.norms / self.scale
-        return scaled.amax(-1).double().square()
+        return self.system.unscale(self.norms).amax(-1).double().square()
 
     @property
     def angle(self) -> Tensor:
@@ -82,7 +83,7 @@ class Model:
 
         Both parts are positive: nothing cancels.
         """
-        image = self.rows.mv((z if self.scale is None else z / self.scale).to(self.residual.dtype))
+        image = self.system.mv(z)
         if self.planned in KRYLOV:  # truncated iterations do not solve them: -ĝᵀz - ½ ‖Ĵz‖²
             return -(self.scaled_gradient * z).sum(-1).double() - half_square(image)
         return half_square(image) + damping * z.double().square().sum(-1)
@@ -92,7 +93,7 @@ def linearised(problem: Problem, x: Tensor, options: Options, scale: Tensor | No
     """At ``x``; ``scale`` is that of the point before."""
     residual, rows = problem.linearise(x)
     # The diagonal of the normal matrix has the norms, too, where that is going to be made.
-    normal = planned(options.solver, rows, parse_budget(options.memory)) == "cholesky"
+    normal = planned(options.solver, rows, options.budget) == "cholesky"
     norms = rows.normal.diagonal(dim1=-2, dim2=-1).sqrt().to(x.dtype) if normal else rows.column_norms()
     now = scales(options.scaling, norms, scale)
     return Model(residual, rows, half_square(residual), rows.rmv(residual), norms, now, options)

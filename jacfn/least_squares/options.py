@@ -53,6 +53,11 @@ class Options:
         check_positive("chunk_size", self.chunk_size)
         parse_budget(self.memory)
 
+    @property
+    def budget(self) -> int | None:
+        """``memory`` in bytes."""
+        return parse_budget(self.memory)
+
 
 def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
     if value not in known:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -76,6 +77,15 @@ class Problem(abc.ABC):
         """What the free leaves look like."""
         kinds = self.bound.leaf_types
         return [kinds[i] for i in self.free]
+
+    @property
+    def columns(self) -> list[str]:
+        """A name for each element of ``x``."""
+        return [
+            self.names[i] + (f"[{', '.join(map(str, place))}]" if place else "")
+            for i, kind in zip(self.free, self.kinds, strict=True)
+            for place in itertools.product(*map(range, kind.shape))
+        ]
 
     def leaves(self, x: Tensor) -> list[Tensor]:
         """All leaves, the free ones from ``x``."""
@@ -223,7 +233,7 @@ def make_problem(
     bound = bind(fn, 0, (params, *args), {}, in_dims=in_dims).detach()
     names = tuple(_tree.dotted_names(bound.spec))
     free = _free(frozen, names)
-    _check_leaves(bound, free, names)
+    _check_leaves(bound, free)
     if bound.samples == 0 or not any(kind.size for kind in (bound.leaf_types[i] for i in free)):
         raise JacfnValueError("params: there is nothing to fit: no elements, or no samples")
     mapped = {bound.leaves_mapped[i] for i in free}
@@ -235,7 +245,7 @@ def make_problem(
         call = fn
         if len(free) < len(names):
             kept = [i for i in range(len(names)) if i not in free]
-            call = _function_of_free(bound, free, names, fn)
+            call = _function_of_free(bound, free, fn)
             if in_dims is not None:
                 dims = [bound.leaf_dims[i] for i in kept]
                 in_dims = (None, dims if any(dim is not None for dim in dims) else None, *_rest(in_dims, len(args)))
@@ -301,7 +311,7 @@ def _free(frozen: Any, names: tuple[str, ...]) -> tuple[int, ...]:
     return free
 
 
-def _check_leaves(bound: Bound, free: tuple[int, ...], names: tuple[str, ...]) -> None:
+def _check_leaves(bound: Bound, free: tuple[int, ...]) -> None:
     kinds = {(bound.leaves[i].dtype, bound.leaves[i].device) for i in free}
     if len(kinds) > 1:
         raise JacfnTypeError(
@@ -313,15 +323,11 @@ def _check_leaves(bound: Bound, free: tuple[int, ...], names: tuple[str, ...]) -
         raise JacfnTypeError(f"params must be float32 or float64, got {dtype}: matrices are factored in these")
 
 
-def _function_of_free(
-    bound: Bound, free: tuple[int, ...], names: tuple[str, ...], fn: Callable[..., Any]
-) -> Callable[..., Any]:
+def _function_of_free(bound: Bound, free: tuple[int, ...], fn: Callable[..., Any]) -> Callable[..., Any]:
     """``fn`` of the free leaves by name, and of the frozen ones, which may carry samples."""
 
     def of_free(leaves: dict[str, Tensor], frozen: list[Tensor], *args: Any) -> Any:
-        rest = iter(frozen)
-        whole = [leaves[names[i]] if i in free else next(rest) for i in range(len(names))]
-        return fn(_tree.unflatten(bound.spec, whole), *args)
+        return fn(_tree.unflatten(bound.spec, _woven(free, leaves.values(), frozen)), *args)
 
     return of_free
 
@@ -330,11 +336,15 @@ def _flat_function(bound: Bound, free: tuple[int, ...]) -> Callable[..., Any]:
     """One problem as a function of its free leaves and of everything else that carries problems."""
 
     def flat(leaves: list[Tensor], rest: tuple[list[Tensor], list[Tensor]]) -> list[Tensor]:
-        frozen, fitted = iter(rest[0]), iter(leaves)
-        whole = [next(fitted) if i in free else next(frozen) for i in range(len(bound.leaves))]
-        return bound.call(whole, rest[1])[0]
+        return bound.call(_woven(free, leaves, rest[0]), rest[1])[0]
 
     return flat
+
+
+def _woven(free: tuple[int, ...], leaves: Iterable[Tensor], frozen: Sequence[Tensor]) -> list[Tensor]:
+    """All leaves in order."""
+    fitted, kept = iter(leaves), iter(frozen)
+    return [next(fitted) if i in free else next(kept) for i in range(len(free) + len(frozen))]
 
 
 def _roots(problem: Problem, weights: Any) -> Tensor:

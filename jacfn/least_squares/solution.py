@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 from typing import Any
 
@@ -110,7 +109,7 @@ class Solution:
 
         Cost: an orthogonal factorisation of the Jacobian, ``2 M P²`` operations.
         """
-        return statistics.covariance(self.state.model, self._columns(), variance, pseudo)
+        return statistics.covariance(self.state.model, self.state.problem.columns, variance, pseudo)
 
     def standard_errors(self, *, variance: float | Tensor | None = None, pseudo: bool = False) -> Any:
         """The roots of the variances, with the structure of the parameters; 0 for frozen ones."""
@@ -137,15 +136,6 @@ class Solution:
     def __repr__(self) -> str:
         """In a line."""
         return f"Solution(cost={self.cost}, steps={self.steps}, reason={self.reason!r})"
-
-    def _columns(self) -> list[str]:
-        """A name for each free parameter."""
-        problem = self.state.problem
-        names = []
-        for i, kind in zip(problem.free, problem.kinds, strict=True):
-            for place in itertools.product(*map(range, kind.shape)):
-                names.append(problem.names[i] + (f"[{', '.join(map(str, place))}]" if place else ""))
-        return names
 
     def _tree(self, flat: Tensor) -> Any:
         """Of the free parameters, with zeros for the frozen ones."""

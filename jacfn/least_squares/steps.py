@@ -154,7 +154,7 @@ class LevenbergMarquardt:
         if self.options.geodesic:
             z, trusted = bent(state.problem, state.x, model, damped, z)
             evaluations = 2
-        x = state.x + (z if model.scale is None else z / model.scale).to(state.x.dtype)
+        x = state.x + model.system.unscale(z).to(state.x.dtype)
         return _Attempt(level, trial, x, half_square(state.problem.residuals(x)), trusted, evaluations)
 
     def _level(self, level: Level, model: Model, ratio: Tensor, trial: termination.Trial, taken: Tensor) -> Level:

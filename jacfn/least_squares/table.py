@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from jacfn import _tree
 from jacfn._errors import JacfnError
 from jacfn._explain.table import aligned
-from jacfn.least_squares.state import State
 
 _MOST = 30  # parameters in the table; of more only the leaves
-
-
-class Solved(Protocol):
-    """What the table shows of a solution."""
-
-    state: State
-    seconds: float
-    params: Any
-    cost: Any
-    gradient_norm: Any
-    steps: Any
-    nfev: Any
-    njev: Any
-    reason: Any
-
-    def standard_errors(self) -> Any:
-        """In the structure of the parameters."""
 
 
 def summary(solution: Any) -> str:
@@ -56,7 +38,7 @@ def _parameters(solution: Any) -> str:
     rows = []
     problem = solution.state.problem
     leaves = _tree.flatten(solution.params)[0]
-    columns = iter(solution._columns())
+    columns = iter(problem.columns)
     for number in problem.free:
         values = leaves[number].flatten().tolist()
         margins = [None] * len(values) if errors is None else errors[number].flatten().tolist()

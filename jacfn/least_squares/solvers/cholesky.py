@@ -26,9 +26,6 @@ class _Damped(Damped):
     def __init__(self, system: System, factored: Factored) -> None:
         self.system, self.factored, self.safe = system, factored, factored.safe
 
-    def step(self) -> Tensor:
-        return self.least(self.system.residual)
-
     def least(self, right: Tensor) -> Tensor:
         return -self.factored.solve(self.system.rmv(right))
 

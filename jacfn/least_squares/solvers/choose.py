@@ -33,11 +33,16 @@ def choose(m: int, p: int, itemsize: int, budget: int | None) -> Name:
     Where an orthogonal factorisation takes next to no time, ``"qr"``.
     """
     small = min(m, p)
-    if _COPIES * small * small * itemsize > (_ROOM if budget is None else budget // 4):
+    if not _fits(small * small * itemsize, budget):
         return "lsmr"
     if m * p * small <= _EASY:
         return "qr"
     return "dual" if m < p else "cholesky"
+
+
+def _fits(size: int, budget: int | None) -> bool:
+    """Whether a matrix of this many bytes has room, with its copies."""
+    return _COPIES * size <= (_ROOM if budget is None else budget // 4)
 
 
 def planned(name: Name, rows: Rows, budget: int | None) -> Name:
@@ -64,9 +69,9 @@ class _Careful(Solver):
 
     def __init__(self, system: System, name: Name, budget: int | None) -> None:
         self.system = system
-        self.quick = Cholesky(system) if name == "cholesky" else Dual(system)
+        self.quick = _DIRECT[name](system)
         held = system.rows.shape[1] * system.small * system.dtype.itemsize  # R, or the rows
-        self.fits = _COPIES * held <= (_ROOM if budget is None else budget // 4)
+        self.fits = _fits(held, budget)
 
     @functools.cached_property
     def accurate(self) -> QR:

@@ -26,9 +26,6 @@ class _Damped(Damped):
     def __init__(self, system: System, factored: Factored, damping: Tensor) -> None:
         self.system, self.factored, self.damping, self.safe = system, factored, damping, factored.safe
 
-    def step(self) -> Tensor:
-        return self.least(self.system.residual)
-
     def least(self, right: Tensor) -> Tensor:
         return -self.system.rmv(self.factored.solve(right))
 

@@ -29,30 +29,20 @@ class Krylov(Solver):
 
 class _Damped(Damped):
     def __init__(self, solver: Krylov, damping: Tensor) -> None:
-        self.solver, self.damping = solver, damping.to(solver.system.residual.dtype)
-
-    def step(self) -> Tensor:
-        return self.least(self.solver.system.residual)
+        self.solver, self.system, self.damping = solver, solver.system, damping.to(solver.system.residual.dtype)
 
     def least(self, right: Tensor) -> Tensor:
-        solver = self.solver
-        return solver.iteration(solver.system, -right, self.damping, solver.tolerance, solver.steps)
+        return self.solver.iteration(self.system, -right, self.damping, self.solver.tolerance, self.solver.steps)
 
     def inverse(self, g: Tensor) -> Tensor:
         """By conjugate gradients on the normal equations."""
-        solver = self.solver
-        system = solver.system
-
-        def normal(z: Tensor) -> Tensor:
-            return system.rmv(system.mv(z)) + self.damping * z
-
         z, residual = torch.zeros_like(g), g
         direction, size = residual, residual.dot(residual)
-        enough = solver.tolerance**2 * size
-        for _ in range(solver.steps):
+        enough = self.solver.tolerance**2 * size
+        for _ in range(self.solver.steps):
             if not size > enough:
                 break
-            image = normal(direction)
+            image = self.system.rmv(self.system.mv(direction)) + self.damping * direction
             length = size / direction.dot(image)
             z, residual = z + length * direction, residual - length * image
             size, last = residual.dot(residual), size
@@ -95,8 +85,7 @@ def lsmr(system: System, right: Tensor, damping: Tensor, tolerance: float, steps
         alpha = torch.linalg.vector_norm(v)
         return (v / alpha, alpha) if alpha > 0 else (v, alpha)
 
-    gradient = system.rmv(right)
-    u, below, beta = split(right, torch.zeros_like(gradient))
+    u, below, beta = split(right, right.new_zeros(system.rows.shape[1]))
     v, alpha = norm_of(system.rmv(u) + root * below)
     z, outer, inner = torch.zeros_like(v), v, torch.zeros_like(v)  # x, h and h̄ of the paper
     zeta_bar, alpha_bar = alpha * beta, alpha

@@ -50,16 +50,17 @@ class System:
 class Damped(abc.ABC):
     """The system for one ``λ``."""
 
+    system: System
     safe: Tensor | bool = True  # whether it is well enough conditioned for this way of solving it, for each problem
     singular: Tensor | bool = False  # whether it is, to rounding: then a step is rounding, magnified
 
-    @abc.abstractmethod
     def step(self) -> Tensor:
         """The minimiser ``z (..., P)`` of ``‖Ĵ z + r‖² + λ ‖z‖²``."""
+        return self.least(self.system.residual)
 
     @abc.abstractmethod
     def least(self, right: Tensor) -> Tensor:
-        """The same with another vector ``(..., M)`` for ``r``."""
+        """The same with a vector ``(..., M)`` in the place of ``r``."""
 
     @abc.abstractmethod
     def inverse(self, g: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ class Solver(abc.ABC):
         """With ``λ``, one for each problem."""
 
 
-def shifted(matrix: Tensor, damping: Tensor) -> Tensor:
+def _shifted(matrix: Tensor, damping: Tensor) -> Tensor:
     """``A + λ I``."""
     result = matrix.clone()
     result.diagonal(dim1=-2, dim2=-1).add_(damping.to(matrix.dtype).unsqueeze(-1))
@@ -85,7 +86,7 @@ class Factored:
     """``A + λ I = L Lᵀ``."""
 
     def __init__(self, matrix: Tensor, damping: Tensor) -> None:
-        self.factor, failed = torch.linalg.cholesky_ex(shifted(matrix, damping))
+        self.factor, failed = torch.linalg.cholesky_ex(_shifted(matrix, damping))
         pivots = self.factor.diagonal(dim1=-2, dim2=-1).square()
         # The ratio of the pivots bounds the condition number from below; where it nears the rounding unit, digits
         # of the solution are lost that an orthogonal factorisation would keep.
