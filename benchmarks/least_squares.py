@@ -23,7 +23,7 @@ from .operator import _numbers as numbers
 from .operator import _some_of as some_of
 
 #: All parts, in the order in which they are run.
-PARTS = ("sinc", "race", "wide", "budget", "curves", "counts")
+PARTS = ("sinc", "race", "few", "wide", "budget", "curves", "counts")
 
 HOW = """\
 Times of steps are the smaller of two medians: all ways are timed first to last, then last to first; the last block of a
@@ -41,7 +41,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seconds", type=float, default=1.0, help="least time for each median of a step (default 1)")
     add("--patience", type=float, default=20.0, help="seconds of each run of the race (default 20)")
     add("--samples", type=int, default=20_000, help="of sinc (default 20000)")
+    add("--few", type=int, default=500, help="samples of the race with few of them (default 500)")
     add("--seed", type=int, default=0, help="of the weights with which the race starts (default 0)")
+    add("--seeds", type=int, default=1, help="starts of jacfn and its nearest peer in the race (default 1)")
     add("--ways", type=some_of(list(race.WAYS)), default=list(race.WAYS), metavar="A,B", help="of the race")
     add("--jax", type=Path, default=FOLDER, metavar="DIR", help=f"environments of JAX (default {FOLDER})")
     add("--budget", default="1GiB", help="of the memory part (default 1GiB)")
@@ -74,7 +76,24 @@ def _race(options: argparse.Namespace) -> str:
     if options.save:
         options.save.mkdir(parents=True, exist_ok=True)
         plots.plot(raced, problem.work.about, options.save / "least-squares.png")
-    return race.section(problem, raced, failed, options.patience)
+    text = race.section(problem, raced, failed, options.patience)
+    return text if options.seeds == 1 else f"{text}\n\n{_seeds(options, raced)}"
+
+
+def _seeds(options: argparse.Namespace, first: dict[str, race.Raced]) -> str:
+    """From the first seed what the race has found already."""
+    raced = {options.seed: first}
+    ways = {name: race.WAYS[name] for name in race.PAIR}
+    for seed in range(options.seed + 1, options.seed + options.seeds):
+        print(f"race: seed {seed}", flush=True)
+        raced[seed], _ = race.race(problems.sinc(options.samples, seed), options.patience, ways)
+    return race.seeds_section(raced, options.patience)
+
+
+def _few(options: argparse.Namespace) -> str:
+    problem = problems.sinc(options.few, options.seed)
+    ways = {name: race.WAYS[name] for name in options.ways if name in race.ALIKE}
+    return race.section(problem, *race.race(problem, options.patience, ways), options.patience, race.FEW)
 
 
 def _budget(options: argparse.Namespace) -> str:
@@ -94,6 +113,7 @@ def _counts(options: argparse.Namespace) -> str:
 RUN: dict[str, Callable[[argparse.Namespace], str]] = {
     "sinc": _sinc,
     "race": _race,
+    "few": _few,
     "wide": _wide,
     "budget": _budget,
     "curves": _curves,

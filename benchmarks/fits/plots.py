@@ -21,6 +21,8 @@ def plot(raced: Mapping[str, Raced], title: str, path: Path) -> None:
     for axes, which in zip(panels, ("cold", "warm"), strict=True):
         for name, result in raced.items():
             trace = getattr(result, which)
+            if not trace.stepped:
+                continue
             ours = name.startswith(OURS)
             style = {"color": "tab:blue" if ours else colours.get(name, "0.5"), "linewidth": 2.2 if ours else 1.2}
             dashes = "--" if ours and name != OURS else "-"

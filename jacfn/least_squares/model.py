@@ -83,10 +83,10 @@ class Model:
 
         Both parts are positive: nothing cancels.
         """
-        image = self.system.mv(z)
+        curved = 0.5 * self.rows.squared_image(self.system.unscale(z))
         if self.planned in KRYLOV:  # truncated iterations do not solve them: -ĝᵀz - ½ ‖Ĵz‖²
-            return -(self.scaled_gradient * z).sum(-1).double() - half_square(image)
-        return half_square(image) + damping * z.double().square().sum(-1)
+            return -(self.scaled_gradient * z).sum(-1).double() - curved
+        return curved + damping * z.double().square().sum(-1)
 
 
 def linearised(problem: Problem, x: Tensor, options: Options, scale: Tensor | None) -> Model:

@@ -18,6 +18,7 @@ from jacfn.operator.weighted import weighted_gram
 
 _WIDE = 1024  # up to this side, small matrices are summed and factored in float64, whatever the Jacobian's dtype
 _BLOCK = 8 << 20  # bytes of dense rows at a time
+_NEAR = 1 << 20  # bytes of them in another dtype: what the nearest caches hold
 
 
 class Rows(abc.ABC):
@@ -54,6 +55,13 @@ class Rows(abc.ABC):
     def normal(self) -> Tensor:
         """``JᵀJ``, made once."""
         return self._normal()
+
+    def squared_image(self, h: Tensor) -> Tensor:
+        """``‖J h‖²`` in float64: by the normal matrix where that has been made with more digits than ``J`` has."""
+        if "normal" not in self.__dict__ or self.small_dtype == self.dtype:
+            return self.mv(h.to(self.dtype)).double().square().sum(-1)
+        h = h.to(self.small_dtype)
+        return (h * (self.normal @ h.unsqueeze(-1)).squeeze(-1)).sum(-1)
 
     @abc.abstractmethod
     def _normal(self) -> Tensor:
@@ -103,8 +111,7 @@ class OperatorRows(Rows):
             return self.operator.normal()
         total = torch.zeros(p, p, dtype=self.small_dtype, device=self.operator.device)
         for _, block in self.blocks():
-            rows = block.to(self.small_dtype)
-            total.addmm_(rows.T, rows)
+            _add_product(total, block)
         return total
 
     def gram(self, scale: Tensor | None) -> Tensor:
@@ -162,3 +169,15 @@ class StackedRows(Rows):
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """All rows at once."""
         yield slice(0, self.dense.shape[1]), self.dense
+
+
+def _add_product(total: Tensor, rows: Tensor) -> None:
+    """Add ``rowsᵀ rows`` to a matrix that may be of a wider dtype, some rows after the other.
+
+    Each part is laid out with its columns in memory one after the other, which matrix products read faster.
+    """
+    count, p = rows.shape
+    near = total.new_empty(p, min(count, max(_NEAR // (p * total.dtype.itemsize), 1)))
+    for part in rows.split(near.shape[1]):
+        columns = near[:, : len(part)].copy_(part.T)
+        total.addmm_(columns, columns.T)
