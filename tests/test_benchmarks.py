@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from importlib.util import find_spec
 
 import numpy as np
@@ -201,6 +202,45 @@ def test_the_race_has_a_table_targets_and_a_picture(tiny_sinc, tmp_path):
     assert (tmp_path / "race.png").stat().st_size
 
 
+def test_a_way_without_a_step_in_time_is_a_row_of_the_race(tiny_sinc, tmp_path, monkeypatch):
+    monkeypatch.setattr(race, "FIRST", 1)
+
+    def slow(problem, record):
+        record(problem.start)  # an evaluation, but no step
+        time.sleep(10)
+
+    begin = time.perf_counter()
+    raced, failed = race.race(tiny_sinc, 0.1, {"torch Adam": race.WAYS["torch Adam"], "slow": slow})
+    assert time.perf_counter() - begin < 5
+    assert not failed
+    assert not raced["slow"].warm.stepped
+    text = race.section(tiny_sinc, raced, failed, 0.1)
+    assert "slow: no step within 1 s" in text
+    assert "time of slow" not in text
+    plots.plot(raced, "a title", tmp_path / "race.png")
+
+
+def test_a_race_from_several_starts_has_a_row_for_each():
+    def raced(*seconds):
+        traces = [race.Trace(np.array([0.0, each]), np.array([1.0, 0.1]), 2) for each in seconds]
+        return {name: race.Raced(trace, trace) for name, trace in zip(race.PAIR, traces, strict=False)}
+
+    text = race.seeds_section({3: raced(1.0, 4.0), 4: raced(1.0, 2.0), 5: raced(1.0)}, 8)
+    ratios = {line.split()[0]: line.split()[-1] for line in text.splitlines() if line[:1].isdigit()}
+    assert ratios == {"3": "4.00", "4": "2.00", "5": "-"}
+    assert "lowest ratio over 2 seeds" in text
+    assert "2.00x  met" in text
+
+
+def test_the_race_of_least_squares_takes_seeds_and_few_samples(tmp_path, capsys):
+    short = ["--samples", "100", "--few", "50", "--patience", "0.2", "--seeds", "2", "--jax", str(tmp_path)]
+    ways = ["--ways", f"{race.OURS},{race.CHOLESKY},torch Adam"]
+    least_squares.main(["--parts", "race,few", "--threads", str(torch.get_num_threads()), *short, *ways])
+    printed = capsys.readouterr().out
+    assert "The race from 2 starts" in printed
+    assert "50 samples" in printed
+
+
 @pytest.mark.parametrize("way", race.WAYS)
 def test_every_way_of_the_race_lowers_the_loss(way, tiny_sinc):
     package = {"torch-levenberg-marquardt": "torch_levenberg_marquardt", "pypose": "pypose"}
@@ -247,7 +287,18 @@ def test_evaluations_are_counted_and_summed_up():
     some = [problem for problem in counts.problems() if problem.name == "Rosenbrock"]
     rows = counts.measure(some)
     assert all(counted.right for *_, ways in rows for counted in ways.values())
+    assert all(counted.digits == counts.DIGITS for *_, ways in rows for counted in ways.values())
     assert f"of {len(rows)}" in counts.section(rows)
+
+
+def test_digits_are_those_of_the_nearest_known_cost():
+    named = {problem.name: problem for problem in counts.problems()}
+    high = named["Freudenstein-Roth"].costs[1]
+    assert counts.digits(named["Freudenstein-Roth"], high * (1 + 1e-7)) == pytest.approx(7)
+    assert counts.digits(named["Freudenstein-Roth"], high) == counts.DIGITS
+    start = float(named["Rosenbrock"].residuals(named["Rosenbrock"].start()).square().sum())
+    assert counts.digits(named["Rosenbrock"], 1e-8 * start) == pytest.approx(8)
+    assert counts.digits(named["Rosenbrock"], 2 * start) == 0
 
 
 def test_least_squares_prints_its_parts_and_saves_them(tmp_path, capsys, monkeypatch):

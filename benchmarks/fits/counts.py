@@ -121,7 +121,8 @@ HOW = f"""\
 Evaluations of the residuals / of the Jacobian, in float64, from the standard starts times 1, 10 and 100, with exact
 Jacobians and tolerances of ten rounding units for all. Then the digits of the final sum of squares: minus the decimal
 logarithm of its relative difference from the nearest known stationary value; where that is zero, of its ratio to the
-sum of squares at the standard start; {DIGITS} at most. A star: the fit ended elsewhere than at a known stationary
+sum of squares at the standard start; {DIGITS} at most. Where the residuals are small beside the terms of which they
+consist, rounding leaves fewer to every way. A star: the fit ended elsewhere than at a known stationary
 value, or not within {MOST} evaluations. fewest digits: of each way, where it is right itself. The other last lines sum
 up the problems where all ways are right."""
 

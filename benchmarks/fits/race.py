@@ -50,10 +50,10 @@ class Recorder:
         self.weights: list[Tensor] = []
 
     def __call__(self, weights: Tensor) -> None:
-        """Record; throws when the time is up."""
+        """Record; throws when the time is up, but not before there is a step."""
         self.seconds.append(time.perf_counter() - self.begin)
         self.weights.append(weights.detach().clone())
-        if self.seconds[-1] > self.limit:
+        if self.seconds[-1] > self.limit and self.stepped:
             raise OutOfTimeError
 
     @property
@@ -298,6 +298,6 @@ def seeds_section(raced: Mapping[int, Mapping[str, Raced]], limit: float) -> str
         times = [result.warm.until(theirs.warm.goal) for result in (theirs, ours)]
         both = [tables.significant(ratio) for ratio in (ratios[-1], theirs.cold.over(ours.cold))]
         body.append([str(seed), *losses, *map(_seconds, times), *both])
-    wanted = at_least(f"lowest over {len(ratios)} seeds", 1, min(ratios, default=math.nan))
+    wanted = at_least(f"lowest ratio over {len(ratios)} seeds", 1, min(ratios, default=math.nan))
     title = heading(f"The race from {len(raced)} starts, {limit:g} s")
     return "\n\n".join([title, prose(SEEDS), tables.grid(header, body), targets([wanted])])
