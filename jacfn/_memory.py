@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from jacfn._errors import JacfnError, JacfnTypeError, JacfnValueError
-from jacfn._torch import FakeTensorMode, TorchDispatchMode, inside_transform
+from jacfn._torch import FakeTensor, FakeTensorMode, TorchDispatchMode, inside_transform
 from jacfn._tree import LeafType, tensors_in
 
 log = logging.getLogger("jacfn")  # each evaluation logs the chunks it chose, at level DEBUG
@@ -36,6 +36,14 @@ _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 
 
+class TooSmallError(JacfnValueError):
+    """A budget in which nothing can be done; ``need`` is one, in bytes, in which it can."""
+
+    def __init__(self, message: str, need: int) -> None:
+        super().__init__(message)
+        self.need = need
+
+
 @dataclasses.dataclass(frozen=True)
 class Chunks:
     """How an evaluation is cut: ``samples`` at a time, and of those ``rows`` (columns) of each at a time."""
@@ -48,7 +56,7 @@ class Chunks:
     def __str__(self) -> str:
         text = f"{self.rows}" if self.samples is None else f"{self.samples} x {self.rows}"
         if self.predicted is not None and self.budget is not None:
-            text += f", predicted {_mebibytes(self.predicted)} of {_mebibytes(self.budget)}"
+            text += f", predicted {mebibytes(self.predicted)} of {mebibytes(self.budget)}"
         return text
 
 
@@ -175,9 +183,19 @@ def predict(run: Callable[[Callable[[Tensor], Tensor]], Sequence[Tensor]]) -> in
     ``fake`` turns an input into a fake tensor.
     """
     mode, tracker = FakeTensorMode(allow_non_fake_inputs=True), PeakBytes()
+    given: list[Tensor] = []
+
+    def fake(x: Tensor) -> Tensor:
+        """With memory of its own: forward mode fails on fake views that have gaps."""
+        if type(x) in (Tensor, FakeTensor) and x.layout is torch.strided:
+            given.append(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device))
+        else:
+            given.append(mode.from_tensor(x))
+        return given[-1]
+
     try:
         with mode, tracker:
-            result = run(mode.from_tensor)
+            result = run(fake)
     except JacfnError:
         raise
     except Exception as error:
@@ -185,7 +203,7 @@ def predict(run: Callable[[Callable[[Tensor], Tensor]], Sequence[Tensor]]) -> in
             "memory: fn cannot be evaluated on fake tensors (shapes without data), by which the peak is predicted: "
             f"{type(error).__name__}: {error}. Pass chunk_size instead of memory"
         ) from error
-    return tracker.peak_beyond(result)
+    return tracker.peak_beyond([*result, *given])
 
 
 def plan(
@@ -202,9 +220,10 @@ def plan(
     most = (samples or 1, max(rows, 1))
     if peak(1, 1) > usable:
         need = math.ceil(peak(1, 1) / USABLE)
-        raise JacfnValueError(
-            f"memory={_mebibytes(budget)} is too small: one {what} at a time needs {_mebibytes(need)} "
-            f"(predicted {_mebibytes(peak(1, 1))}, planned to fill {USABLE:.0%}); give at least that much"
+        raise TooSmallError(
+            f"memory={mebibytes(budget)} is too small: one {what} at a time needs {mebibytes(need)} "
+            f"(predicted {mebibytes(peak(1, 1))}, planned to fill {USABLE:.0%}); give at least that much",
+            need,
         )
     if samples_first:
         n = _largest(lambda n: peak(n, 1), most[0], usable)
@@ -228,5 +247,6 @@ def _largest(peak: Callable[[int], int], most: int, usable: int) -> int:
     return low
 
 
-def _mebibytes(size: int) -> str:
+def mebibytes(size: int) -> str:
+    """For messages."""
     return f"{size / 2**20:.4g} MiB"

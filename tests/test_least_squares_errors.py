@@ -62,7 +62,7 @@ def two() -> dict[str, Tensor]:
         ("max_steps", 2.5, r"max_steps must be a positive int"),
         ("max_evaluations", -1, r"max_evaluations must be a positive int or None, got -1"),
         ("memory", "lots", r"memory must be bytes or a string such as '512MiB' or '2GB', got 'lots'"),
-        ("memory", 1, r"memory=.* is too small: one row at a time needs .* give at least that much"),
+        ("memory", 1, r"memory=.* is too small for the fit, .* give at least .* MiB"),
     ],
 )
 def test_options(option: str, value: Any, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from jacfn import LevenbergMarquardt, Reason, levenberg_marquardt, make_functional
+from jacfn import JacfnError, LevenbergMarquardt, Reason, levenberg_marquardt, make_functional
+from jacfn._memory import PeakBytes
 from jacfn.least_squares import State
 from jacfn.least_squares.damping import NAMES as DAMPINGS
 from jacfn.least_squares.scaling import SCALINGS
@@ -154,6 +156,16 @@ def test_the_arguments_are_left_alone() -> None:
         assert start[name] == before[name]
 
 
+def test_results_have_memory_of_their_own() -> None:
+    start = {"a": torch.ones(2, dtype=F64), "b": torch.ones(2, dtype=F64)}
+    fit = levenberg_marquardt(lambda p: torch.cat([p["a"] - 3, 2 * p["b"] - p["a"]]), start, frozen=["b"])
+    for leaf in fit.params.values():
+        leaf.zero_()
+    for leaf in start.values():
+        torch.testing.assert_close(leaf, torch.ones(2, dtype=F64))
+    torch.testing.assert_close(fit.params["a"], torch.full((2,), 2.5, dtype=F64))
+
+
 def test_memory_budget() -> None:
     torch.manual_seed(0)
     fn, params = make_functional(nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1)).double())
@@ -165,6 +177,42 @@ def test_memory_budget() -> None:
     free = levenberg_marquardt(residual, params, x, in_dims=(None, 0), max_steps=5)
     tight = levenberg_marquardt(residual, params, x, in_dims=(None, 0), max_steps=5, memory="1MiB")
     assert tight.cost == pytest.approx(free.cost, rel=1e-6)
+
+
+def peak_of(fit: Callable[[], Any]) -> int:
+    with PeakBytes() as booked:
+        fit()
+    return booked.peak
+
+
+@pytest.mark.parametrize("solver", ["auto", "dual", "lsmr"])
+def test_wide_jacobians_keep_to_the_budget(solver: Any) -> None:
+    x = torch.rand(4, 100_000)
+
+    def fit(memory: str | None) -> int:
+        def residual(p: Tensor) -> Tensor:
+            return (x @ p).tanh() - 1
+
+        return peak_of(
+            lambda: levenberg_marquardt(residual, torch.zeros(100_000), max_steps=2, memory=memory, solver=solver)
+        )
+
+    assert fit("13MiB") <= 13 << 20
+    with pytest.raises(JacfnError, match=r"memory=2 MiB is too small for the fit, .* give at least (.*) MiB"):
+        fit("2MiB")
+
+
+def test_the_budget_of_many_problems() -> None:
+    start, t, y = many_decays(200)
+    need = 10 * 200 * 40 * 3 * 8
+
+    def fit(memory: int | None) -> Any:
+        return levenberg_marquardt(decay, start, t, y, in_dims=(0, None, 0), memory=memory, max_steps=3)
+
+    assert peak_of(lambda: fit(None)) <= need
+    torch.testing.assert_close(fit(need).cost, fit(None).cost)
+    with pytest.raises(JacfnError, match="the Jacobians of 200 problems, .* fit fewer problems at a time"):
+        fit(need - 1)
 
 
 # --- many problems --------------------------------------------------------------------------------
@@ -339,6 +387,40 @@ def test_trials_that_are_not_finite_are_rejected(damping: Any) -> None:
     assert fit.converged
 
 
+@pytest.mark.parametrize("damping", DAMPINGS)
+def test_a_jacobian_that_is_not_finite_rejects_the_step(damping: Any) -> None:
+    def fn(p: Tensor) -> Tensor:  # below zero its value is finite, and its derivative is not
+        return torch.stack([torch.relu(p[0]).sqrt() - 0.3, 0.1 * (p[0] - 0.05)])
+
+    fit = levenberg_marquardt(fn, torch.ones(1, dtype=F64), damping=damping)
+    assert fit.converged
+    p = fit.params.item()
+    assert (p**0.5 - 0.3) / (2 * p**0.5) + 0.01 * (p - 0.05) == pytest.approx(0, abs=1e-9)
+    many = levenberg_marquardt(fn, torch.tensor([[1.0], [0.1]], dtype=F64), in_dims=0, damping=damping)
+    assert bool(many.converged.all())
+    torch.testing.assert_close(many.params, fit.params.expand(2, 1), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("options", [{"xtol": 1e-4, "initial_damping": 1e4}, {"initial_damping": 1e14}])
+def test_steps_that_damping_made_short_are_not_convergence(options: dict[str, Any]) -> None:
+    fit = levenberg_marquardt(rosenbrock, START, **options)
+    assert fit.converged
+    assert fit.cost < 1e-6
+
+
+@pytest.mark.parametrize(("dtype", "unit"), [(torch.float32, 1e7), (F64, 1e16)])
+def test_the_unit_of_the_residuals_does_not_end_a_fit(dtype: torch.dtype, unit: float) -> None:
+    fit = levenberg_marquardt(lambda x: unit * rosenbrock(x), START.to(dtype), scaling="none")
+    torch.testing.assert_close(fit.params, torch.ones(2, dtype=dtype))
+
+
+@pytest.mark.parametrize("damping", ["nielsen", "marquardt"])
+def test_damping_has_a_floor(damping: Any) -> None:
+    """From where it can grow again in a few steps."""
+    fit = levenberg_marquardt(lambda x: x - 1, START, damping=damping, ftol=0.0, xtol=0.0, gtol=0.0, max_steps=500)
+    assert all(record.damping >= torch.finfo(F64).eps ** 2 for record in fit.history)
+
+
 def test_step_by_step_as_in_one_call() -> None:
     start, t, y = decay_data(noise=0.1)
     whole = levenberg_marquardt(decay, start, t, y)
@@ -375,6 +457,22 @@ def test_batches() -> None:
     assert float(everything.square().mean()) < 1e-4
     limited = levenberg_marquardt(residual, params, in_dims=(None, 0, 0), batches=batches(60), max_steps=5)
     assert (limited.steps, limited.reason) == (5, Reason.MAX_STEPS)
+
+
+@pytest.mark.parametrize("most", range(1, 8))
+def test_batches_count_their_evaluations(most: int) -> None:
+    """Two for each batch, that of the first one at the start."""
+    t = torch.linspace(0, 1, 10, dtype=F64)
+    batches = [(t,)] * 20
+    model = lambda p, t: p[0] * torch.exp(p[1] * t) - 2  # noqa: E731
+    fit = levenberg_marquardt(model, torch.ones(2, dtype=F64), batches=batches, max_evaluations=most)
+    assert fit.nfev in (most, most - 1)
+    assert fit.reason == Reason.MAX_EVALUATIONS
+
+
+def test_callbacks_answer_for_the_whole_fit() -> None:
+    with pytest.raises(JacfnError, match=r"callback must return whether to stop .* shape \(3,\).*any\(\) or all\(\)"):
+        levenberg_marquardt(rosenbrock, START, callback=lambda _: torch.ones(3))
 
 
 def test_callback_sees_the_states() -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import jacfn
-from jacfn import _memory, jac_fwd, jac_rev, make_functional, pullback, pushforward
+from jacfn import _memory, jac_fwd, jac_quasilinear, jac_rev, make_functional, pullback, pushforward
 from jacfn._memory import Chunks, PeakBytes, parse_budget
 
 TRANSFORMS = pytest.mark.parametrize("transform", [jac_rev, jac_fwd])
@@ -208,6 +208,18 @@ def test_budget_with_value_and_aux(transform: Any) -> None:
     w, x = torch.randn(4, 3), torch.randn(10, 3)
     options = {"in_dims": (None, 0), "has_aux": True, "return_value": True}
     assert_same(transform(fn, **options, memory="3KiB")(w, x), transform(fn, **options)(w, x), **CLOSE)
+
+
+@pytest.mark.parametrize("transform", [jac_rev, jac_fwd, jac_quasilinear])
+def test_budget_with_views_that_have_gaps(transform: Any) -> None:
+    """As columns of one tensor are."""
+    a, b = torch.rand(50, 2, dtype=torch.float64).unbind(1)
+    t = torch.linspace(0, 1, 7, dtype=torch.float64)
+    in_dims = ([0, 0], None)
+    fn = lambda p, t: p[0] * torch.exp(-p[1] * t)  # noqa: E731
+    wanted = torch.func.vmap(torch.func.jacrev(fn), in_dims)([a, b], t)
+    got = transform(fn, in_dims=in_dims, memory="100KiB")([a, b], t)
+    torch.testing.assert_close(got, wanted)
 
 
 @TRANSFORMS

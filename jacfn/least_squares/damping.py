@@ -17,6 +17,7 @@ from jacfn.least_squares.solvers import Damped, Solver
 
 Name = Literal["nielsen", "marquardt", "trust-region"]
 NAMES = get_args(Name)
+_LEAST = torch.finfo(torch.float64).eps ** 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +43,22 @@ class Gain:
         ratio: what the cost lost over what the model promised.
         promised: that.
         length: ``‖D h‖``.
-        fallback: the damping after a rejected step without any.
+        largest: the largest squared norm of a scaled column.
     """
 
     ratio: Tensor
     promised: Tensor
     length: Tensor
-    fallback: Tensor
+    largest: Tensor
+
+    @property
+    def fallback(self) -> Tensor:
+        """The damping after a rejected step without any."""
+        return 1e-3 * torch.where(self.largest > 0, self.largest, 1.0)
+
+    def at_least(self, damping: Tensor) -> Tensor:
+        """No less than rounding can see: a smaller ``λ`` changes no step, and takes long to grow. Zero stays."""
+        return torch.where(damping > 0, torch.maximum(damping, _LEAST * self.largest), damping)
 
 
 class Damping(abc.ABC):
@@ -83,7 +93,9 @@ class Nielsen(Damping):
     def accepted(self, level: Level, gain: Gain) -> Level:
         """``λ max(1/3, 1 - (2ρ - 1)³)``."""
         factor = (1 - (2 * gain.ratio - 1) ** 3).clamp(min=1 / 3)
-        return dataclasses.replace(level, value=level.value * factor, growth=torch.full_like(level.growth, 2.0))
+        return dataclasses.replace(
+            level, value=gain.at_least(level.value * factor), growth=torch.full_like(level.growth, 2.0)
+        )
 
     def rejected(self, level: Level, gain: Gain) -> Level:
         """``λ ν``, and ``ν`` doubles."""
@@ -96,7 +108,7 @@ class Marquardt(Damping):
 
     def accepted(self, level: Level, gain: Gain) -> Level:
         """A tenth."""
-        return dataclasses.replace(level, value=level.value / 10)
+        return dataclasses.replace(level, value=gain.at_least(level.value / 10))
 
     def rejected(self, level: Level, gain: Gain) -> Level:
         """Ten times."""

@@ -31,23 +31,33 @@ class Limits:
     callback: Callable[[State], Any] | None
     each: int = 1
 
-    def affordable(self, state: State) -> State:
-        """With the code of those that have no evaluations left for a step."""
+    def affordable(self, state: State, more: int = 0) -> State:
+        """With the code of those that have no evaluations left for a step, and ``more`` before it."""
         if self.max_evaluations is None:
             return state
-        full = state.running & (state.nfev + self.each > self.max_evaluations)
+        full = state.running & (state.nfev + self.each + more > self.max_evaluations)
         return dataclasses.replace(state, code=state.code.masked_fill(full, Reason.MAX_EVALUATIONS))
 
-    def applied(self, state: State, shown: Callable[[], State] | None = None) -> State:
+    def applied(self, state: State, shown: Callable[[], State] | None = None, more: int = 0) -> State:
         """With the codes of the limits that are reached; ``shown`` makes what the callback sees."""
-        state = self.affordable(state)
+        state = self.affordable(state, more)
         code, running = state.code, state.running
         code = code.masked_fill(running & (state.steps >= self.max_steps), Reason.MAX_STEPS)
         if self.max_time is not None and time.perf_counter() - self.started > self.max_time:
             code = code.masked_fill(running, Reason.MAX_TIME)
-        if self.callback is not None and self.callback(state if shown is None else shown()):
+        if self.callback is not None and self._stops(state if shown is None else shown()):
             code = code.masked_fill(running, Reason.CALLBACK)
         return dataclasses.replace(state, code=code)
+
+    def _stops(self, state: State) -> bool:
+        assert self.callback is not None
+        answer = self.callback(state)
+        if isinstance(answer, Tensor) and answer.numel() != 1:
+            raise JacfnTypeError(
+                f"callback must return whether to stop the whole fit, got a tensor of shape {tuple(answer.shape)}: "
+                "take its any() or all()"
+            )
+        return bool(answer)
 
 
 Run = Iterator[tuple[State, Numbers]]
@@ -87,14 +97,17 @@ def on_batches(fit: LevenbergMarquardt, params: Any, batches: Iterator[Any], lim
         if not isinstance(batch, tuple):
             raise JacfnTypeError(f"batches must give tuples of arguments for fn, got {type(batch).__name__}")
         if state is None:
-            state = fit.init(params, *batch)
+            state = limits.affordable(fit.init(params, *batch))
             yield state, Numbers.of(state)
+            if bool((state.code == Reason.MAX_EVALUATIONS).all()):
+                return
         else:
             state = fit.renew(state, *batch)
         before, state = state, fit.step(state)
         state = dataclasses.replace(state, steps=before.steps + 1)  # also where a batch leaves nothing to gain
         ended = (state.code == Reason.DAMPING) | (state.code == Reason.NON_FINITE)
-        state = limits.applied(dataclasses.replace(state, code=torch.where(ended, state.code, Reason.RUNNING)))
+        state = dataclasses.replace(state, code=torch.where(ended, state.code, Reason.RUNNING))
+        state = limits.applied(state, more=1)  # the next batch has to be evaluated, too
         yield state, Numbers.of(state)
         if not bool(state.running.any()):
             return

@@ -6,9 +6,11 @@ Frozen leaves are closed over, so that nothing is spent on them.
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from jacfn import _tree
 from jacfn._binding import Bound, bind
 from jacfn._cache import remember
 from jacfn._errors import JacfnError, JacfnTypeError, JacfnValueError
-from jacfn._memory import Budget, parse_budget, plan, predict
+from jacfn._memory import Budget, TooSmallError, mebibytes, parse_budget, plan, predict
 from jacfn._torch import inside_transform
 from jacfn._tree import LeafType
 from jacfn.auto import jacobian
@@ -26,6 +28,9 @@ from jacfn.least_squares.rows import OperatorRows, Rows, StackedRows
 from jacfn.operator import jacobian_operator
 from jacfn.operator.build import Method
 from jacfn.operator.vectors import Vectors
+
+_SHARE = 3 / 8  # of the budget
+_STACKED = 10  # times the Jacobians of many problems: what there is at once of them and of what solvers make of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +45,20 @@ class Passes:
     def share(self) -> int | None:
         """Of the budget, for one linearisation: that of the point before is there while the next is made."""
         budget = parse_budget(self.memory)
-        return None if budget is None else max(3 * budget // 8, 1)  # the rest is for the matrices of the solver
+        return None if budget is None else max(int(_SHARE * budget), 1)  # the rest is for the matrices of the solver
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """Where only that is given, an error about it speaks of the whole."""
+        try:
+            yield
+        except TooSmallError as error:
+            budget = parse_budget(self.memory)
+            assert budget is not None
+            raise JacfnValueError(
+                f"memory={mebibytes(budget)} is too small for the fit, which has two linearisations at a time and a "
+                f"solver: give at least {mebibytes(math.ceil(error.need / _SHARE))}"
+            ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +118,8 @@ class Problem(abc.ABC):
         return [part.reshape((*self.lead, *kind.shape)) for part, kind in zip(parts, self.kinds, strict=True)]
 
     def params(self, x: Tensor) -> Any:
-        """The pytree of parameters."""
-        return _tree.unflatten(self.bound.spec, self.leaves(x))
+        """The pytree of parameters, in memory of its own."""
+        return _tree.unflatten(self.bound.spec, [leaf.clone() for leaf in self.leaves(x)])
 
     def value(self, x: Tensor) -> Any:
         """What ``fn`` returns."""
@@ -119,7 +137,8 @@ class Problem(abc.ABC):
     def _outputs(self, x: Tensor) -> list[Tensor]:
         """A few samples at a time where there is a budget."""
         bound = self.bound.replace(self.leaves(x), self.bound.data, self.bound.samples)
-        at_once = _at_once(bound, self.passes.share)
+        with self.passes.shared():
+            at_once = _at_once(bound, self.passes.share)
         with torch.no_grad():
             if at_once is None or bound.samples is None:
                 return _run(bound)
@@ -151,17 +170,21 @@ class OneProblem(Problem):
     def linearise(self, x: Tensor) -> tuple[Tensor, Rows]:
         """By an operator."""
         whole = len(self.free) == len(self.names)
-        params = self.params(x) if whole else dict(zip(self._free_names(), self.free_leaves(x), strict=True))
-        operator = jacobian_operator(
-            self.fn_of_free,
-            params,
-            *self.args,
-            in_dims=self.in_dims,
-            method=self.passes.method,
-            chunk_size=self.passes.chunk_size,
-            memory=self.passes.share,
-            differentiable=False,
+        leaves = self.free_leaves(x)
+        params = (
+            _tree.unflatten(self.bound.spec, leaves) if whole else dict(zip(self._free_names(), leaves, strict=True))
         )
+        with self.passes.shared():
+            operator = jacobian_operator(
+                self.fn_of_free,
+                params,
+                *self.args,
+                in_dims=self.in_dims,
+                method=self.passes.method,
+                chunk_size=self.passes.chunk_size,
+                memory=self.passes.share,
+                differentiable=False,
+            )
         residual = self._flat(_tree.flatten(operator.value)[0])
         return residual, OperatorRows(operator if self.roots is None else operator.weighted(self.roots))
 
@@ -193,7 +216,8 @@ class ManyProblems(Problem):
             differentiable=False,
         )
         frozen = [leaf for i, leaf in enumerate(self.bound.leaves) if i not in self.free]
-        blocks, outputs = transform(self.free_leaves(x), (frozen, self.bound.data))
+        with self.passes.shared():
+            blocks, outputs = transform(self.free_leaves(x), (frozen, self.bound.data))
         count = len(x)
         rows = [
             torch.cat([part.reshape(count, -1, kind.size) for part, kind in zip(row, self.kinds, strict=True)], -1)
@@ -240,7 +264,9 @@ def make_problem(
     if len(mapped) > 1:
         raise JacfnValueError("in_dims: either all free leaves of params carry problems, or none")
     if mapped.pop():
-        problem: Problem = ManyProblems(bound, free, names, None, passes, _flat_function(bound, free))
+        many = ManyProblems(bound, free, names, None, passes, _flat_function(bound, free))
+        _check_room(many)
+        problem: Problem = many
     else:
         call = fn
         if len(free) < len(names):
@@ -252,6 +278,22 @@ def make_problem(
             args = ([bound.leaves[i] for i in kept], *args)
         problem = OneProblem(bound, free, names, None, passes, args, in_dims, call)
     return problem if weights is None else dataclasses.replace(problem, roots=_roots(problem, weights))
+
+
+def _check_room(problem: ManyProblems) -> None:
+    """Their Jacobians are stacked, whatever the budget is."""
+    budget = parse_budget(problem.passes.memory)
+    if budget is None:
+        return
+    count, columns = problem.start.shape
+    one = problem.take(torch.zeros(1, dtype=torch.int64, device=problem.start.device))
+    rows = one.residuals(one.start).shape[-1]
+    need = _STACKED * count * rows * columns * problem.start.dtype.itemsize
+    if need > budget:
+        raise JacfnValueError(
+            f"memory={mebibytes(budget)} is too small: the Jacobians of {count} problems, and what is made of them, "
+            f"take about {mebibytes(need)}; give at least that much, or fit fewer problems at a time"
+        )
 
 
 def renewed_dims(in_dims: Any, bound: Bound, count: int) -> Any:

@@ -178,6 +178,6 @@ def _add_product(total: Tensor, rows: Tensor) -> None:
     """
     count, p = rows.shape
     near = total.new_empty(p, min(count, max(_NEAR // (p * total.dtype.itemsize), 1)))
-    for part in rows.split(near.shape[1]):
+    for part in torch.split(rows, near.shape[1]):
         columns = near[:, : len(part)].copy_(part.T)
         total.addmm_(columns, columns.T)

@@ -27,7 +27,7 @@ class State:
         level: the damping.
         steps: trial steps so far.
         nfev: evaluations of ``fn`` without derivatives, and the start.
-        njev: evaluations of the Jacobian: one, and one for each accepted step.
+        njev: evaluations of the Jacobian: one, and one for each accepted step (and each to where it is not finite).
         accepted: whether the last step was taken.
         ratio: what the cost lost in the last step over what the model promised.
         first: the first step from ``x``; not numbers before it.

@@ -16,6 +16,7 @@ from jacfn.least_squares.geodesic import bent
 from jacfn.least_squares.model import Model, half_square, linearised, norm
 from jacfn.least_squares.options import Options
 from jacfn.least_squares.problem import ManyProblems, Passes, Problem, make_problem, renewed_dims
+from jacfn.least_squares.reason import Reason
 from jacfn.least_squares.rows import StackedRows
 from jacfn.least_squares.solvers import KRYLOV
 from jacfn.least_squares.state import State
@@ -121,24 +122,32 @@ class LevenbergMarquardt:
         actual, trial = model.cost - attempt.cost, attempt.trial
         ratio = actual / trial.promised
         good = attempt.cost.isfinite() & (trial.promised > 0) & (ratio > _ENOUGH)
-        taken = running & attempt.trusted & good
+        tried = running & attempt.trusted & good
+        taken, new, arrival = self._moved(state.problem, attempt.x, model, tried)
         level = self._level(attempt.level, model, ratio, trial, taken)
-        alone = state.first.promised.isnan()
-        first = many.where(alone, trial, state.first)
-        reach = model.length(state.x)
-        outcome = termination.Outcome(taken, model.cost, actual, trial, first, alone, reach, level.value)
+        first = many.where(state.first.promised.isnan(), trial, state.first)
+        outcome = termination.Outcome(
+            taken,
+            model.cost,
+            actual,
+            trial,
+            first,
+            model.length(state.x),
+            attempt.level.value,
+            level.value,
+            model.largest,
+        )
         code = termination.after_step(outcome, self.options, state.x.dtype)
+        code = torch.where(arrival > 0, arrival, code)
         x = torch.where(taken.unsqueeze(-1), attempt.x, state.x)
-        model, new = self._moved(state.problem, x, model, taken)
-        code = torch.where(new > 0, new, code)
         return State(
             problem=state.problem,
             x=x,
-            model=model,
+            model=new,
             level=many.where(running, level, state.level),
             steps=state.steps + running,
             nfev=state.nfev + attempt.evaluations * running,
-            njev=state.njev + taken,
+            njev=state.njev + tried,
             accepted=taken,
             ratio=torch.where(running, ratio, state.ratio),
             first=many.where(taken, _no_trial(ratio), first),
@@ -159,7 +168,7 @@ class LevenbergMarquardt:
 
     def _level(self, level: Level, model: Model, ratio: Tensor, trial: termination.Trial, taken: Tensor) -> Level:
         """The damping of the next step."""
-        gain = Gain(ratio, trial.promised, trial.length, 1e-3 * torch.where(model.largest > 0, model.largest, 1.0))
+        gain = Gain(ratio, trial.promised, trial.length, model.largest)
         return many.where(taken, self._strategy.accepted(level, gain), self._strategy.rejected(level, gain))
 
     def _problem(self, params: Any, args: tuple[Any, ...], weights: Any, in_dims: Any) -> Problem:
@@ -173,19 +182,26 @@ class LevenbergMarquardt:
             )
         return problem
 
-    def _moved(self, problem: Problem, x: Tensor, model: Model, taken: Tensor) -> tuple[Model, Tensor]:
-        """The linearisation at the new points, and codes for them; a rejected step costs none."""
-        none = torch.zeros_like(taken, dtype=torch.int64)
+    def _moved(self, problem: Problem, x: Tensor, model: Model, tried: Tensor) -> tuple[Tensor, Model, Tensor]:
+        """What is taken of the trials, the linearisation where that leads, and codes for it.
+
+        A step whose cost is not good enough costs no linearisation. One to where that is not finite is not taken
+        either: no step could follow.
+        """
+        none = torch.zeros_like(tried, dtype=torch.int64)
+        if not bool(tried.any()):
+            return tried, model, none
         if not isinstance(problem, ManyProblems):
-            if not bool(taken):
-                return model, none
-            return self._linearised(problem, x, model.scale)
-        index = taken.nonzero()[:, 0]
-        if not len(index):
-            return model, none
+            new, code = self._linearised(problem, x, model.scale)
+            return (torch.zeros_like(tried), model, none) if code == Reason.NON_FINITE else (tried, new, code)
+        index = tried.nonzero()[:, 0]
         scale = None if model.scale is None else model.scale[index]
         new, code = self._linearised(problem.take(index), x[index], scale)
-        return (new if len(index) == len(x) else many.put(model, index, new)), none.index_copy(0, index, code)
+        good = (code != Reason.NON_FINITE).nonzero()[:, 0]
+        index = index[good]
+        if len(index) < len(x):
+            new = many.put(model, index, many.take(new, good))
+        return torch.zeros_like(tried).index_fill(0, index, True), new, none.index_copy(0, index, code[good])
 
     def _linearised(self, problem: Problem, x: Tensor, scale: Tensor | None) -> tuple[Model, Tensor]:
         """At new points, with codes for them."""

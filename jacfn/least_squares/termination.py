@@ -1,8 +1,9 @@
 """When a fit has converged (L4).
 
-On cost, step and scaled gradient as in MINPACK (Moré, 1978, section 7), after accepted steps, and of rejected ones only
-the first from a point: those that follow it are short because they are damped, not because the minimum is near.
-Tolerances default to ten rounding units.
+On cost, step and scaled gradient as in MINPACK (Moré, 1978, section 7), after accepted steps alone: rejected ones are
+short because they are damped, not because the minimum is near. What is promised and the length of an accepted step
+count as if it had not been damped, by the least that damping can have taken from them. Tolerances default to ten
+rounding units.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ class Outcome:
         actual: what the cost lost.
         trial: the step.
         first: the first step from this point.
-        alone: whether that is this one.
         reach: ``‖D x‖``.
-        damping: the next ``λ``.
+        damping: the ``λ`` of the step.
+        next_damping: the next one.
+        largest: the largest squared norm of a column of ``Ĵ``.
     """
 
     taken: Tensor
@@ -45,9 +47,10 @@ class Outcome:
     actual: Tensor
     trial: Trial
     first: Trial
-    alone: Tensor
     reach: Tensor
     damping: Tensor
+    next_damping: Tensor
+    largest: Tensor
 
 
 def at_point(model: Model, options: Options) -> Tensor:
@@ -62,16 +65,17 @@ def after_step(outcome: Outcome, options: Options, dtype: torch.dtype) -> Tensor
     eps = torch.finfo(dtype).eps
     ftol, xtol = _tolerance(options.ftol, dtype), _tolerance(options.xtol, dtype)
     actual, before, promised, length = outcome.actual, outcome.before, outcome.trial.promised, outcome.trial.length
-    still = (actual <= ftol * before) & (promised <= ftol * before) & (actual <= 2 * promised)
-    short = length <= xtol * (outcome.reach + xtol)
+    free = 1 + outcome.damping / outcome.largest  # an undamped step is longer by about this, or by more
+    still = (actual <= ftol * before) & (free * promised <= ftol * before) & (actual <= 2 * promised)
+    short = free * length <= xtol * (outcome.reach + xtol)
     # No shorter step can tell more. It is the rounding's fault where the model was trusted with little from the start.
     hidden = ~outcome.taken & ((promised <= eps * before) | (length <= eps * outcome.reach))
     known = (outcome.first.promised <= eps**0.5 * before) | (outcome.first.length <= eps**0.5 * outcome.reach)
-    overflow = ~outcome.taken & ~(outcome.damping < 1 / eps**2)
+    overflow = ~outcome.taken & ~(eps**2 * outcome.next_damping < outcome.largest)
     code = torch.zeros_like(before, dtype=torch.int64)
     code = code.masked_fill(hidden | overflow, Reason.DAMPING)
     code = code.masked_fill(hidden & known, Reason.ROUNDING)
-    code = code.masked_fill((outcome.taken | outcome.alone) & short, Reason.STEP)
+    code = code.masked_fill(outcome.taken & short, Reason.STEP)
     return code.masked_fill(outcome.taken & still, Reason.COST)
 
 

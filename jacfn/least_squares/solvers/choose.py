@@ -35,7 +35,7 @@ def choose(m: int, p: int, itemsize: int, budget: int | None) -> Name:
     small = min(m, p)
     if not _fits(small * small * itemsize, budget):
         return "lsmr"
-    if m * p * small <= _EASY:
+    if m * p * small <= _EASY and (m >= p or _fits(m * p * itemsize, budget)):  # rows of many columns are kept whole
         return "qr"
     return "dual" if m < p else "cholesky"
 
