@@ -6,11 +6,9 @@ Frozen leaves are closed over, so that nothing is spent on them.
 from __future__ import annotations
 
 import abc
-import contextlib
 import dataclasses
 import itertools
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,45 +18,16 @@ from jacfn import _tree
 from jacfn._binding import Bound, bind
 from jacfn._cache import remember
 from jacfn._errors import JacfnError, JacfnTypeError, JacfnValueError
-from jacfn._memory import Budget, TooSmallError, mebibytes, parse_budget, plan, predict
+from jacfn._memory import mebibytes, parse_budget, plan, predict
 from jacfn._torch import inside_transform
 from jacfn._tree import LeafType
 from jacfn.auto import jacobian
+from jacfn.least_squares.passes import Passes
 from jacfn.least_squares.rows import OperatorRows, Rows, StackedRows
 from jacfn.operator import jacobian_operator
-from jacfn.operator.build import Method
 from jacfn.operator.vectors import Vectors
 
-_SHARE = 3 / 8  # of the budget
 _STACKED = 10  # times the Jacobians of many problems: what there is at once of them and of what solvers make of them
-
-
-@dataclasses.dataclass(frozen=True)
-class Passes:
-    """How derivatives are taken, as :func:`jacfn.jacobian_operator` has it."""
-
-    method: Method = "auto"
-    chunk_size: int | None = None
-    memory: Budget = None
-
-    @property
-    def share(self) -> int | None:
-        """Of the budget, for one linearisation: that of the point before is there while the next is made."""
-        budget = parse_budget(self.memory)
-        return None if budget is None else max(int(_SHARE * budget), 1)  # the rest is for the matrices of the solver
-
-    @contextlib.contextmanager
-    def shared(self) -> Iterator[None]:
-        """Where only that is given, an error about it speaks of the whole."""
-        try:
-            yield
-        except TooSmallError as error:
-            budget = parse_budget(self.memory)
-            assert budget is not None
-            raise JacfnValueError(
-                f"memory={mebibytes(budget)} is too small for the fit, which has two linearisations at a time and a "
-                f"solver: give at least {mebibytes(math.ceil(error.need / _SHARE))}"
-            ) from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,8 @@ from jacfn.least_squares.damping import STRATEGIES, Damping, Gain, Level
 from jacfn.least_squares.geodesic import bent
 from jacfn.least_squares.model import Model, half_square, linearised, norm
 from jacfn.least_squares.options import Options
-from jacfn.least_squares.problem import ManyProblems, Passes, Problem, make_problem, renewed_dims
+from jacfn.least_squares.passes import Passes
+from jacfn.least_squares.problem import ManyProblems, Problem, make_problem, renewed_dims
 from jacfn.least_squares.reason import Reason
 from jacfn.least_squares.rows import StackedRows
 from jacfn.least_squares.solvers import KRYLOV
