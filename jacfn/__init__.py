@@ -11,6 +11,7 @@ from jacfn.least_squares import LevenbergMarquardt, Reason, Solution, levenberg_
 from jacfn.operator import JacobianOperator, jacobian_operator, ntk
 from jacfn.quasilinear.rules.register import register_expansion, register_rule
 from jacfn.quasilinear.transform import jac_quasilinear
+from jacfn.second_order import hessian, hessian_diag, hvp
 
 __all__ = [
     "JacfnError",
@@ -22,6 +23,9 @@ __all__ = [
     "Reason",
     "Solution",
     "explain",
+    "hessian",
+    "hessian_diag",
+    "hvp",
     "jac_fwd",
     "jac_quasilinear",
     "jac_rev",
