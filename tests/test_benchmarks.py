@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks import least_squares, operator, profile, quasilinear, works
+from benchmarks import causes, least_squares, operator, profile, quasilinear, works
 from benchmarks.fits import budget as fit_budget
 from benchmarks.fits import counts, curves, in_jax, plots, problems, race, steps
 from benchmarks.floors import outer_products
@@ -97,6 +97,17 @@ def test_profile_prints_operations_and_page_faults(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "aten::" in out
     assert "page faults" in out
+
+
+def test_causes_has_a_row_for_each_stage(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(WORKS, "mlp", lambda: tiny("mlp"))
+    monkeypatch.setattr(problems, "sinc", lambda make=problems.sinc: make(samples=2000))
+    threads = ["--threads", str(torch.get_num_threads())]
+    causes.main(["--works", "mlp", "--seconds", "0.001", *threads, "--save", str(tmp_path)])
+    out = capsys.readouterr().out
+    for stage in ("forward, K backward", "rows", "large product", "normal matrix", "rest"):
+        assert f"\n{stage} " in out
+    assert (tmp_path / "causes.txt").exists()
 
 
 # --- the operator ---------------------------------------------------------------------------------
