@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 
 from . import tables
-from .fits import budget, counts, curves, in_jax, plots, problems, race, steps
+from .fits import budget, counts, curves, in_jax, pinn, plots, problems, race, steps
 from .jax_env import FOLDER
 from .operator import _numbers as numbers
 from .operator import _some_of as some_of
 
 #: All parts, in the order in which they are run.
-PARTS = ("sinc", "race", "few", "wide", "budget", "curves", "counts")
+PARTS = ("sinc", "race", "few", "wide", "budget", "curves", "pinn", "counts")
 
 HOW = """\
 Times of steps are the smaller of two medians: all ways are timed first to last, then last to first; the last block of a
@@ -43,7 +43,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--samples", type=int, default=20_000, help="of sinc (default 20000)")
     add("--few", type=int, default=500, help="samples of the race with few of them (default 500)")
     add("--seed", type=int, default=0, help="of the weights with which the race starts (default 0)")
-    add("--seeds", type=int, default=1, help="starts of jacfn and its nearest peer in the race (default 1)")
+    add(
+        "--seeds", type=int, default=1, help="starts of jacfn and its nearest peer in the race, and of pinn (default 1)"
+    )
     add("--ways", type=some_of(list(race.WAYS)), default=list(race.WAYS), metavar="A,B", help="of the race")
     add("--jax", type=Path, default=FOLDER, metavar="DIR", help=f"environments of JAX (default {FOLDER})")
     add("--budget", default="1GiB", help="of the memory part (default 1GiB)")
@@ -106,6 +108,10 @@ def _curves(options: argparse.Namespace) -> str:
     return curves.section(made, dict(curves.measure(made, options.jax, options.threads)))
 
 
+def _pinn(options: argparse.Namespace) -> str:
+    return pinn.section(list(pinn.measure(options.seeds)))
+
+
 def _counts(options: argparse.Namespace) -> str:
     return counts.section(counts.measure(counts.problems()))
 
@@ -117,6 +123,7 @@ RUN: dict[str, Callable[[argparse.Namespace], str]] = {
     "wide": _wide,
     "budget": _budget,
     "curves": _curves,
+    "pinn": _pinn,
     "counts": _counts,
 }
 

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import causes, least_squares, operator, profile, quasilinear, works
 from benchmarks.fits import budget as fit_budget
-from benchmarks.fits import counts, curves, in_jax, plots, problems, race, steps
+from benchmarks.fits import counts, curves, in_jax, pinn, plots, problems, race, steps
 from benchmarks.floors import outer_products
 from benchmarks.measure import difference, measure
 from benchmarks.methods import BASELINE, OURS, named
@@ -97,6 +97,13 @@ def test_profile_prints_operations_and_page_faults(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "aten::" in out
     assert "page faults" in out
+
+
+def test_pinn_says_how_near_it_came(monkeypatch):
+    monkeypatch.setattr(pinn, "MOST", 2)
+    text = pinn.section(list(pinn.measure(1)))
+    assert "jacfn (geodesic)" in text
+    assert "missed" in text
 
 
 def test_causes_has_a_row_for_each_stage(monkeypatch, capsys, tmp_path):
