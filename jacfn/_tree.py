@@ -89,8 +89,9 @@ def flatten_like(spec: optree.PyTreeSpec, tree: Any, what: str) -> list[Any]:
 def broadcast_prefix(prefix: Any, tree: Any, what: str) -> list[Any]:
     """``prefix`` repeated to one entry a leaf of ``tree``; ``None`` is an entry, not a missing subtree."""
     try:
-        entries = optree.broadcast_prefix(prefix, tree, none_is_leaf=True, namespace=NAMESPACE)
-        leaves = optree.tree_leaves(tree, none_is_leaf=True, namespace=NAMESPACE)
+        repeated = optree.tree_broadcast_prefix(prefix, tree, none_is_leaf=True, namespace=NAMESPACE)
+        leaves, spec = optree.tree_flatten(tree, none_is_leaf=True, namespace=NAMESPACE)
+        entries = spec.flatten_up_to(repeated)  # by key: dictionaries may have another order than the prefix
     except ValueError as error:
         raise JacfnValueError(
             f"{what} must be a prefix of the structure of the arguments, got {prefix!r}: {error}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 
@@ -232,12 +233,40 @@ def test_a_vector_that_is_changed_in_place_is_another_one():
             JacfnValueError,
             r"flat, of shape \(3,\); got the shape \(2,\) for a leaf",
         ),
+        (
+            {"bounds": ({"height": 0, "shape": torch.zeros(1)}, None)},
+            JacfnValueError,
+            r"bounds\[0\] must hold numbers or tensors .* got the shape \(1,\) for a leaf of shape \(2,\)",
+        ),
+        (
+            {"x_scale": {"height": np.ones(1), "shape": 1.0}},
+            JacfnValueError,
+            r"x_scale must hold numbers or tensors .* got the shape \(1,\) for a leaf of shape \(\)",
+        ),
     ],
     ids=lambda value: str(value)[:40],
 )
 def test_what_scipy_has_no_room_for_is_refused(options, error, message):
     with pytest.raises(error, match=message):
         least_squares(decay, start(), *data(), **options)
+
+
+def test_a_row_is_no_bound_of_a_matrix():
+    fit = functools.partial(least_squares, lambda p: (p - 3).reshape(-1), torch.zeros(3, 3))
+    with pytest.raises(JacfnValueError, match=r"bounds\[1\] .* the shape \(3,\) for a leaf of shape \(3, 3\)"):
+        fit(bounds=(-1, torch.ones(3)))
+    upper = torch.arange(9.0).reshape(3, 3) + 0.5
+    np.testing.assert_allclose(fit(bounds=(-1, upper)).x, np.minimum(np.arange(9) + 0.5, 3), atol=1e-6)
+    np.testing.assert_allclose(fit(bounds=(np.array(-1), torch.tensor(1.0))).x, np.ones(9), atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [("height", "shape"), ("shape", "height")])
+def test_bounds_are_matched_by_key(order):
+    lower, upper = (
+        {name: side[name] for name in order} for side in ({"height": 0, "shape": 0.6}, {"height": 2.0, "shape": 9})
+    )
+    fit = least_squares(decay, start(), *data(), bounds=(lower, upper))
+    np.testing.assert_allclose(fit.x, theirs(bounds=([0, 0.6, 0.6], [2, 9, 9])).x, atol=1e-5)
 
 
 def test_many_problems_at_once_are_refused():
@@ -299,6 +328,27 @@ def test_points_may_have_several_coordinates():
     x = np.stack([T, np.cos(T)])
     popt, pcov = curve_fit(plane, x, Y, in_dims=1)
     expected, covariance = scipy.optimize.curve_fit(plane, x, Y)
+    np.testing.assert_allclose(popt, expected, rtol=1e-6)
+    np.testing.assert_allclose(pcov, covariance, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"sigma": SIGMA, "absolute_sigma": True},
+        {"sigma": MIXED @ MIXED.T + np.eye(40)},
+        {"method": "trf", "bounds": (0, 0.6)},
+        {"nan_policy": "omit"},
+    ],
+    ids=["plain", "sigma", "covariance", "bounds", "nan"],
+)
+@pytest.mark.parametrize("make", [lambda a: a, lambda a: a[None]], ids=["0-d", "1-d"])
+@pytest.mark.parametrize("in_dims", [None, 0])
+def test_a_constant_stands_for_all_points(options, make, in_dims):
+    y = np.where(np.arange(40) == 5, np.nan, Y) if "nan_policy" in options else Y
+    popt, pcov = curve_fit(lambda x, a: make(a), T, y, in_dims=in_dims, **options)
+    expected, covariance = scipy.optimize.curve_fit(lambda x, a: np.full(len(x), a), T, y, **options)
     np.testing.assert_allclose(popt, expected, rtol=1e-6)
     np.testing.assert_allclose(pcov, covariance, rtol=1e-5)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -42,7 +44,9 @@ def oracle(A: Tensor, r: Tensor, scale: Tensor | None, damping: float) -> np.nda
     return np.linalg.lstsq(whole, np.concatenate([-r.numpy(), np.zeros(A.shape[1])]), rcond=None)[0]
 
 
-def largest_error(A: Tensor, r: Tensor, scale: Tensor | None, damping: float, dual: bool) -> float:
+def largest_error(
+    A: Tensor, r: Tensor, scale: Tensor | None, damping: float, dual: bool, dtype: torch.dtype = torch.float64
+) -> float:
     """``100 ε κ²`` of the damped, scaled matrix, relative to the longest step that residuals of this length make.
 
     The dual matrix of more rows than columns, and the other one of fewer, have zeros among their singular values.
@@ -50,7 +54,7 @@ def largest_error(A: Tensor, r: Tensor, scale: Tensor | None, damping: float, du
     values = torch.linalg.svdvals(A if scale is None else A / scale)
     smallest = values[-1] ** 2 if A.shape[0] == A.shape[1] or (A.shape[0] > A.shape[1] and not dual) else 0.0
     norm = float(values[0] ** 2 + damping)
-    return 100 * np.finfo(float).eps * norm / float(smallest + damping) * float(r.norm()) / norm**0.5
+    return 100 * torch.finfo(dtype).eps * norm / float(smallest + damping) * float(r.norm()) / norm**0.5
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,6 +79,97 @@ def test_steps_agree(
     z = solver.damp(torch.tensor(damping, dtype=torch.float64)).step()
     wanted = oracle(A, r, scale, damping)
     assert np.linalg.norm(z.numpy() - wanted) <= largest_error(A, r, scale, damping, name == "dual")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scaled", [True, False])
+@given(
+    m=st.integers(1, 12),
+    p=st.integers(1, 12),
+    kappa=st.sampled_from([1.0, 10.0, 100.0]),
+    damping=st.sampled_from([1e-4, 1e-2, 1.0, 1e3]),
+    seed=st.integers(0, 2**20),
+)
+@settings(max_examples=25, deadline=None)
+def test_steps_agree_in_single_precision(
+    name: str, scaled: bool, m: int, p: int, kappa: float, damping: float, seed: int
+) -> None:
+    A = matrix(m, p, kappa, seed).float()
+    r = torch.randn(m, generator=torch.Generator().manual_seed(seed + 1))
+    scale = A.norm(dim=0) if scaled else None
+    rows = rows_of(A, method="products" if name in KRYLOV else "rev")
+    solver = make(name, System(rows, r, scale), None, 1e-8, 10 * (m + p))  # type: ignore[arg-type]
+    z = solver.damp(torch.tensor(damping, dtype=torch.float64)).step().double()
+    exact = A.double(), r.double(), None if scale is None else scale.double(), damping
+    wanted = oracle(*exact)
+    assert np.linalg.norm(z.numpy() - wanted) <= largest_error(*exact, name == "dual", torch.float32)
+
+
+@pytest.mark.parametrize("name", DIRECT)
+@pytest.mark.parametrize("shape", [(9, 4), (4, 9)])
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+def test_units_of_the_columns_do_not_matter(
+    name: str, shape: tuple[int, int], many: bool, dtype: torch.dtype, close: float
+) -> None:
+    A, r = matrix(*shape, 10.0, 7), torch.randn(shape[0], dtype=torch.float64)
+    units = 10.0 ** torch.tensor([6, -6, 3, 0, -3, 6, -6, 1, -1][: shape[1]], dtype=torch.float64)
+    inside = (A * units).to(dtype)
+    scale = inside.norm(dim=0)
+    rows = StackedRows(inside[None]) if many else rows_of(inside)
+    system = System(rows, r.to(dtype)[None] if many else r.to(dtype), scale[None] if many else scale)
+    damping = torch.tensor([1e-3] if many else 1e-3, dtype=torch.float64)
+    damped = make(name, system, None, None, None).damp(damping)  # type: ignore[arg-type]
+    wanted = oracle(A, r, A.norm(dim=0), 1e-3)
+    np.testing.assert_allclose(damped.step().reshape(-1).double().numpy(), wanted, rtol=close, atol=close)
+    others = damped.least(system.residual).reshape(-1).double()
+    np.testing.assert_allclose(others.numpy(), wanted, rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("name", KRYLOV)
+def test_iterations_beyond_rounding_keep_the_solution(name: str) -> None:
+    """Few distinct singular values: everything is found in a few iterations, and what follows is rounding."""
+    A, r = matrix(12, 6, 1.0, 310), torch.randn(12, generator=torch.Generator().manual_seed(311), dtype=torch.float64)
+    scale, rows = A.norm(dim=0), rows_of(A, method="products")
+    z = make(name, System(rows, r, scale), None, 1e-16, 180).damp(torch.tensor(0.01, dtype=torch.float64)).step()  # type: ignore[arg-type]
+    wanted = oracle(A, r, scale, 0.01)
+    assert np.linalg.norm(z.numpy() - wanted) <= largest_error(A, r, scale, 0.01, dual=False)
+
+
+@pytest.mark.parametrize("name", KRYLOV)
+def test_each_iteration_lowers_the_linear_problem(name: str) -> None:
+    """Also while the gradient grows, as it does where the right side is made of what the matrix shrinks most."""
+    A = matrix(60, 40, 1e3, 1)
+    u, values, _ = torch.linalg.svd(A, full_matrices=False)
+    r = u @ values.reciprocal()
+    costs = []
+    for steps in (1, 3, 9, 27, 81):
+        solver = make(name, System(rows_of(A, method="products"), r, None), None, None, steps)  # type: ignore[arg-type]
+        z = solver.damp(torch.tensor(1e-12, dtype=torch.float64)).step()
+        costs.append(float((A @ z + r).square().sum()))
+    assert float(r.square().sum()) > costs[0]
+    assert all(later < earlier for earlier, later in itertools.pairwise(costs))
+
+
+def test_conjugate_gradients_end_where_rounding_begins() -> None:
+    """Near the end of a fit the residuals are all but orthogonal to the columns: their gradient has few digits."""
+    A = matrix(30, 8, 10.0, 0)
+    other, far = torch.randn(2, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    r = far - A @ torch.linalg.lstsq(A, far).solution + 1e-12 * other
+    products = []
+
+    class Counted(StackedRows):
+        def mv(self, v: Tensor) -> Tensor:
+            products.append(v)
+            return self.dense[0] @ v
+
+        def rmv(self, u: Tensor) -> Tensor:
+            return self.dense[0].mT @ u
+
+    solver = make("cg", System(Counted(A[None]), r, None), None, None, 1000)
+    z = solver.damp(torch.tensor(1e-3, dtype=torch.float64)).step()
+    assert np.linalg.norm(z.numpy() - oracle(A, r, None, 1e-3)) < 1e-13
+    assert len(products) < 20
 
 
 @pytest.mark.parametrize("name", NAMES)

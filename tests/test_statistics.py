@@ -13,6 +13,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from jacfn import JacfnError, JacfnValueError, Reason, levenberg_marquardt, make_functional
+from jacfn._memory import PeakBytes
 
 F64 = torch.float64
 
@@ -154,6 +155,14 @@ def test_pseudo_covariance_within_what_is_determined() -> None:
     assert fit.standard_errors(pseudo=True)[1] == 0
 
 
+def test_many_weak_directions_are_named_by_the_weakest() -> None:
+    """Columns that sum to zero: no parameter has more than a small part of what is open."""
+    A = normal(40, 25)
+    A = A - A.mean(1, keepdim=True)
+    with pytest.raises(JacfnError, match=r"rank 24 of 25: .*mostly \[\d+\], \[\d+\], \[\d+\]\)"):
+        linear(A, normal(40, seed=1)).covariance()
+
+
 def test_one_singular_problem_of_many_takes_no_covariance_from_the_others() -> None:
     A, b = normal(4, 12, 3), normal(4, 12, seed=1)
     A[2, :, 1] = 0
@@ -175,6 +184,90 @@ def test_a_problem_that_is_not_finite_takes_no_errors_from_the_others() -> None:
     assert errors[1].isnan().all()
     for i in (0, 2, 3):
         np.testing.assert_allclose(errors[i].numpy(), np.sqrt(np.diag(by_numpy(A[i], b[i]))), rtol=1e-9)
+
+
+# --- what has no covariance -----------------------------------------------------------------------
+
+
+def not_finite_fit() -> Any:
+    """Of two batches, the second of which has no logarithms."""
+    x = torch.linspace(1, 2, 9, dtype=F64)
+    return levenberg_marquardt(
+        lambda p, x: p["a"] * x.log() + p["b"] - x,
+        {"a": torch.zeros((), dtype=F64), "b": torch.zeros((), dtype=F64)},
+        in_dims=(None, 0),
+        batches=[(x,), (x - 1.5,)],
+    )
+
+
+def test_what_is_not_finite_has_no_statistics() -> None:
+    fit = not_finite_fit()
+    assert fit.reason is Reason.NON_FINITE
+    for ask in (
+        lambda: fit.rank,
+        fit.covariance,
+        fit.standard_errors,
+        fit.confidence_interval,
+        lambda: fit.covariance(variance=1.0, pseudo=True),
+    ):
+        with pytest.raises(JacfnError, match="where the fit ended are not finite: mend fn, leave out the data"):
+            ask()
+    assert "no standard errors: covariance and rank: the residuals" in fit.summary()
+
+
+def test_a_problem_of_many_that_is_not_finite_has_no_covariance_whatever_is_asked() -> None:
+    A, b = normal(3, 12, 3), normal(3, 12, seed=1)
+    b[1, 3] = torch.inf
+    fit = levenberg_marquardt(lambda p, a, b: a @ p - b, torch.zeros(3, 3, dtype=F64), A, b, in_dims=0)
+    covariance = fit.covariance(variance=1.0, pseudo=True)
+    assert covariance.isnan().all((1, 2)).tolist() == [False, True, False]
+
+
+def wide_fit(p: int, **options: Any) -> Any:
+    """Three residuals of ``p`` parameters."""
+    x = torch.arange(p, dtype=F64)
+    rows = torch.stack([torch.ones(p, dtype=F64), x.cos(), x.sin()])
+    return linear(rows, normal(3), max_steps=2, **options)
+
+
+def test_the_rank_of_few_rows_takes_no_square_matrix() -> None:
+    fit = wide_fit(20_000)
+    with PeakBytes() as seen:
+        assert fit.rank == 3
+    assert seen.peak < 100 * 20_000 * 8
+
+
+@pytest.mark.parametrize("pseudo", [False, True])
+def test_a_covariance_without_room_is_refused(pseudo: bool) -> None:
+    fit = wide_fit(20_000)
+    with (
+        PeakBytes() as seen,
+        pytest.raises(
+            JacfnError, match=r"covariance: a matrix of 20000 x 20000 .* takes 3052 MiB, .* room for 2048 MiB"
+        ),
+    ):
+        fit.covariance(variance=1.0, pseudo=pseudo)
+    assert seen.peak < 1 << 20
+
+
+def test_the_room_for_a_covariance_is_the_budget() -> None:
+    x = torch.linspace(0, 3, 400, dtype=F64)
+
+    def fit(memory: str) -> Any:
+        return levenberg_marquardt(
+            lambda p, x: (p * torch.cos(x * torch.arange(300))).sum(),
+            torch.ones(300, dtype=F64),
+            x,
+            in_dims=(None, 0),
+            memory=memory,
+            max_steps=1,
+        )
+
+    with pytest.raises(JacfnError, match=r"300 x 300 numbers .*takes 0.6866 MiB, .* room for 0.5 MiB: .*memory="):
+        fit("0.5MiB").covariance(variance=1.0, pseudo=True)
+    with pytest.raises(JacfnError, match="rank: a matrix of 300 x 300"):
+        _ = fit("0.5MiB").rank
+    assert fit("64MiB").covariance(variance=1.0, pseudo=True).shape == (300, 300)
 
 
 # --- degrees of freedom ---------------------------------------------------------------------------
@@ -313,3 +406,13 @@ def test_summary_of_a_network_lists_its_leaves() -> None:
     assert [line.split()[0] for line in lines[6:]] == list(params)
     assert f"{fit.params['0.weight'].norm().item():.4g}" in lines[6]
     assert repr(fit).startswith(f"Solution(cost={fit.cost}, steps=2, reason=<Reason.MAX_STEPS")
+
+
+def test_summary_of_a_bare_parameter() -> None:
+    x = torch.linspace(0, 1, 9, dtype=F64)
+    number = levenberg_marquardt(lambda p: p * x - x.exp(), torch.zeros((), dtype=F64))
+    assert number.summary().splitlines()[-1].split()[:2] == ["params", f"{number.params:.8g}"]
+    nothing = levenberg_marquardt(lambda p: 0 * p + x, torch.zeros((), dtype=F64))
+    assert "mostly params)" in nothing.summary()
+    vector = levenberg_marquardt(lambda p: p - torch.arange(31.0), torch.zeros(31))
+    assert vector.summary().splitlines()[-1].split()[:2] == ["params", "(31,)"]

@@ -215,8 +215,8 @@ def curve_fit(
     """Fit ``ydata`` by ``f(xdata, *parameters)`` with :func:`scipy.optimize.curve_fit` and the exact Jacobian.
 
     Args:
-        f: written in torch: takes ``xdata`` as a float64 tensor and each parameter as a 0-d one, and returns ``(M,)``;
-            with ``in_dims``, a function of one point.
+        f: written in torch: takes ``xdata`` as a float64 tensor and each parameter as a 0-d one, and returns ``(M,)``,
+            or one number for all points; with ``in_dims``, a function of one point.
         xdata: where the data were taken, a tensor or what SciPy takes.
         ydata: the data, ``(M,)``.
         p0: the start, ``(P,)``; None: ones, as many as ``f`` has parameters (inside the bounds, if there are any).
@@ -251,6 +251,7 @@ def curve_fit(
     """
     _refuse("curve_fit", options, ("jac",))
     device = xdata.device if isinstance(xdata, Tensor) else None
+    given = [_numpy(data) if isinstance(data, Tensor) else data for data in (xdata, ydata, p0, sigma)]
     problem: Residuals | None = None
 
     def at(x: Any, count: int) -> Residuals:  # SciPy hands over the same x each time, rid of NaN where asked
@@ -260,7 +261,15 @@ def curve_fit(
             start = torch.ones(count, dtype=torch.float64, device=device)
             dims = None if in_dims is None else (None, in_dims)
             method = jac_method or ("fwd" if in_dims is None else "rev")
-            problem = Residuals(lambda p, x: f(x, *p.unbind()), start, data, in_dims=dims, jac_method=method)
+            # SciPy leaves points out along the last axis.
+            points = np.size(given[1]) if np.shape(x) == np.shape(given[0]) else np.shape(x)[-1]
+
+            def model(p: Tensor, x: Any) -> Tensor:
+                value = f(x, *p.unbind())
+                constant = in_dims is None and isinstance(value, Tensor) and value.numel() == 1
+                return value.reshape(1).expand(points) if constant else value
+
+            problem = Residuals(model, start, data, in_dims=dims, jac_method=method)
         return problem
 
     @functools.wraps(f)  # for SciPy counts its parameters
@@ -270,7 +279,6 @@ def curve_fit(
     def derivatives(x: Any, *p: float) -> Any:
         return at(x, len(p)).jac(p)
 
-    given = (_numpy(data) if isinstance(data, Tensor) else data for data in (xdata, ydata, p0, sigma))
     return optimize.curve_fit(values, *given, absolute_sigma=absolute_sigma, jac=derivatives, **options)
 
 
@@ -322,13 +330,12 @@ def _flat(given: Any, params: Any, what: str, default: float) -> Array:
     parts = []
     for entry, leaf in zip(_tree.broadcast_prefix(given, params, what), leaves, strict=True):
         part = np.asarray(_number(entry, default), float)
-        try:
-            parts.append(np.broadcast_to(part, leaf.shape).reshape(-1))
-        except ValueError as error:
+        if part.shape not in ((), tuple(leaf.shape)):
             raise JacfnValueError(
                 f"{what} must hold numbers or tensors of the shapes of the leaves, or be flat, of shape ({size},); got "
                 f"the shape {part.shape} for a leaf of shape {tuple(leaf.shape)}"
-            ) from error
+            )
+        parts.append(np.broadcast_to(part, leaf.shape).reshape(-1))
     return np.concatenate(parts)
 
 

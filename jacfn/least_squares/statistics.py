@@ -12,14 +12,20 @@ import torch
 from torch import Tensor
 
 from jacfn._errors import JacfnError, JacfnTypeError, JacfnValueError
+from jacfn._memory import mebibytes
 from jacfn.least_squares.model import Model
 from jacfn.least_squares.solvers.linear import System
 from jacfn.least_squares.solvers.qr import QR
 
+_ROOM = 2 << 30  # bytes for a matrix where no budget is given
+
 
 @dataclasses.dataclass(frozen=True)
 class Spectrum:
-    """``J D⁻¹ = U S Vᵀ`` with unit columns: ``D (..., P)``, ``S (..., P)``, ``Vᵀ (..., P, P)``, in float64."""
+    """``J D⁻¹ = U S Vᵀ`` with unit columns: ``D (..., P)``, ``S (..., k)``, ``Vᵀ (..., k, P)``, in float64.
+
+    ``k`` is the lesser of ``M`` and ``P``.
+    """
 
     scale: Tensor
     values: Tensor
@@ -36,16 +42,25 @@ class Spectrum:
         """How many there are."""
         return self.kept.sum(-1)
 
+    @property
+    def open(self) -> Tensor:
+        """How much of each parameter lies in the other directions, from 0 to 1."""
+        return 1 - (self.vectors.square() * self.kept.unsqueeze(-1)).sum(-2)
+
 
 def spectrum(model: Model) -> Spectrum:
     """By the triangle of an orthogonal factorisation: ``JᵀJ`` is never formed."""
     m, p = model.rows.shape
+    if not model.cost.ndim and not bool(model.finite):
+        raise JacfnError(
+            "covariance and rank: the residuals or the Jacobian where the fit ended are not finite: mend fn, leave out "
+            "the data for which it has no value or derivative, or start elsewhere"
+        )
+    _check_room(model, min(m, p), "rank")
     scale = torch.where(model.norms > 0, model.norms, 1.0)
     corner = QR(System(model.rows, model.residual, scale)).corner if m >= p else _whole(model, scale)
-    _, values, vectors = torch.linalg.svd(corner[..., :p].double(), full_matrices=True)
-    missing = p - values.shape[-1]
-    values = torch.cat([values, values.new_zeros(*values.shape[:-1], missing)], -1)
-    return Spectrum(scale.double(), values[..., :p], vectors, max(m, p) * torch.finfo(model.norms.dtype).eps)
+    _, values, vectors = torch.linalg.svd(corner[..., :p].double(), full_matrices=False)
+    return Spectrum(scale.double(), values, vectors, max(m, p) * torch.finfo(model.norms.dtype).eps)
 
 
 def covariance(model: Model, names: list[str], variance: float | Tensor | None, pseudo: bool) -> Tensor:
@@ -56,15 +71,16 @@ def covariance(model: Model, names: list[str], variance: float | Tensor | None, 
             f"covariance: {m} residual(s) leave no degrees of freedom for {p} parameter(s), so the variance cannot be "
             "estimated: give variance=, or fit fewer parameters (frozen=)"
         )
+    _check_room(model, p, "covariance")
     s = 2 * model.cost / (m - p) if variance is None else _variance(variance, model.cost)
     factors = spectrum(model)
-    undetermined = (factors.rank < p) & (not pseudo)
-    if not model.cost.ndim and bool(undetermined):
+    unknown = ~model.finite | ((factors.rank < p) & (not pseudo))
+    if not model.cost.ndim and bool(unknown):
         raise JacfnError(_undetermined(factors, names))
     inverse = torch.where(factors.kept, 1 / factors.values, 0.0)
     half = factors.vectors.mT * inverse.unsqueeze(-2) / factors.scale.unsqueeze(-1)  # D⁻¹ V S⁻¹
     result = half @ half.mT * s[..., None, None]
-    return torch.where(undetermined[..., None, None], torch.nan, result)
+    return torch.where(unknown[..., None, None], torch.nan, result)
 
 
 def _variance(given: float | Tensor, cost: Tensor) -> Tensor:
@@ -80,6 +96,18 @@ def _variance(given: float | Tensor, cost: Tensor) -> Tensor:
     return variance
 
 
+def _check_room(model: Model, rows: int, what: str) -> None:
+    """Whether there is room for ``(rows, P)`` in float64, for each problem."""
+    p = model.rows.shape[1]
+    size = 8 * rows * p * model.cost.numel()
+    room = _ROOM if model.options.budget is None else model.options.budget
+    if size > room:
+        raise JacfnError(
+            f"{what}: a matrix of {rows} x {p} numbers for each fit takes {mebibytes(size)}, and there is room for "
+            f"{mebibytes(room)}: give the fit more (memory=), or fit fewer parameters (frozen=)"
+        )
+
+
 def _whole(model: Model, scale: Tensor) -> Tensor:
     """The scaled rows, dense."""
     return torch.cat([block for _, block in model.rows.blocks()], -2) / scale.unsqueeze(-2)
@@ -87,10 +115,12 @@ def _whole(model: Model, scale: Tensor) -> Tensor:
 
 def _undetermined(factors: Spectrum, names: list[str]) -> str:
     """What the data leave open, in words."""
-    weights = factors.vectors[-1].abs()
-    part = [names[i] for i in weights.argsort(descending=True)[:3].tolist() if weights[i] > 0.1]
+    weights = factors.open
+    part = [
+        names[i] or "params" for i in weights.argsort(descending=True)[:3].tolist() if weights[i] > 0.1 * weights.max()
+    ]
     return (
         f"covariance: the Jacobian has rank {int(factors.rank)} of {len(names)}: the data do not determine all "
-        f"parameters (the direction that they determine least is mostly {', '.join(part)}). Freeze some (frozen=), add "
+        f"parameters (what they leave open is mostly {', '.join(part)}). Freeze some (frozen=), add "
         "data, or pass pseudo=True for the covariance within the directions that are determined"
     )

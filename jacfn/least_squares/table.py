@@ -43,14 +43,17 @@ def _parameters(solution: Any) -> str:
         values = leaves[number].flatten().tolist()
         margins = [None] * len(values) if errors is None else errors[number].flatten().tolist()
         for value, margin in zip(values, margins, strict=True):
-            rows.append([next(columns), f"{value:.8g}", "-" if margin is None else f"{margin:.3g}"])
+            rows.append([next(columns) or "params", f"{value:.8g}", "-" if margin is None else f"{margin:.3g}"])
     return aligned(["parameter", "value", "standard error"], rows, right={1, 2}) + note
 
 
 def _leaves(solution: Any) -> str:
     problem = solution.state.problem
     leaves: list[Tensor] = _tree.flatten(solution.params)[0]
-    rows = [[problem.names[i], str(tuple(leaves[i].shape)), f"{leaves[i].norm().item():.4g}"] for i in problem.free]
+    rows = [
+        [problem.names[i] or "params", str(tuple(leaves[i].shape)), f"{leaves[i].norm().item():.4g}"]
+        for i in problem.free
+    ]
     return aligned(["leaf", "shape", "norm"], rows, right={2})
 
 

@@ -15,6 +15,8 @@ from jacfn.least_squares.solvers.linear import Damped, Solver, System
 
 Iteration = Callable[[System, Tensor, Tensor, float, int], Tensor]
 
+_norm = torch.linalg.vector_norm
+
 
 class Krylov(Solver):
     """Products with ``Ĵ`` and ``Ĵᵀ``, a pair in each iteration."""
@@ -53,16 +55,21 @@ class _Damped(Damped):
 def cgls(system: System, right: Tensor, damping: Tensor, tolerance: float, steps: int) -> Tensor:
     """The minimiser of ``‖Ĵ z - right‖² + λ ‖z‖²`` by conjugate gradients.
 
-    The gradient is formed from the residual in each iteration, not updated, which keeps it as accurate as LSMR's.
+    The gradient is formed from the residual in each iteration, not updated, which keeps it as accurate as LSMR's. Each
+    step is the best one along its direction: where rounding has spoilt the conjugacy of the directions, the usual
+    ``‖g‖²`` in the place of ``gᵀd`` would lead uphill. It ends, too, where the gradient is rounding alone.
     """
     residual, gradient = right, system.rmv(right)
     z, direction, size = torch.zeros_like(gradient), gradient, gradient.dot(gradient)
     enough = tolerance**2 * size
+    eps, top = torch.finfo(right.dtype).eps, torch.zeros_like(size)  # top: of ‖Ĵ‖, from below
     for _ in range(steps):
-        if not size > enough:  # also where it is not a number
+        rounding = eps * (top * _norm(residual) + damping * _norm(z))
+        if not size > torch.maximum(enough, rounding**2):  # also where it is not a number
             break
         image = system.mv(direction)
-        length = size / (image.dot(image) + damping * direction.dot(direction))
+        top = torch.maximum(top, _norm(image) / _norm(direction))
+        length = gradient.dot(direction) / (image.dot(image) + damping * direction.dot(direction))
         z, residual = z + length * direction, residual - length * image
         gradient = system.rmv(residual) - damping * z
         size, last = gradient.dot(gradient), size
@@ -78,11 +85,11 @@ def lsmr(system: System, right: Tensor, damping: Tensor, tolerance: float, steps
     root = damping.sqrt()
 
     def split(u: Tensor, below: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        beta = torch.hypot(torch.linalg.vector_norm(u), torch.linalg.vector_norm(below))
+        beta = torch.hypot(_norm(u), _norm(below))
         return (u / beta, below / beta, beta) if beta > 0 else (u, below, beta)
 
     def norm_of(v: Tensor) -> tuple[Tensor, Tensor]:
-        alpha = torch.linalg.vector_norm(v)
+        alpha = _norm(v)
         return (v / alpha, alpha) if alpha > 0 else (v, alpha)
 
     u, below, beta = split(right, right.new_zeros(system.rows.shape[1]))
