@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import jacfn
-from jacfn import jac_quasilinear, jac_rev, make_functional
+from jacfn import jac_fwd, jac_quasilinear, jac_rev, make_functional
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -688,3 +688,44 @@ def test_autograd_by_an_argument_inside(transform: Any, way: str) -> None:
 def test_no_leaves(transform: Any, samples: bool) -> None:
     got = jacobian(transform, lambda params, x: x.sin(), {}, X, samples)  # type: ignore[arg-type, dict-item]
     assert got == {}
+
+
+# --- padding --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padding", [0, 2, -1])
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("transform", [jac_rev, jac_fwd, jac_quasilinear])
+@pytest.mark.parametrize("in_dims", [None, (None, 0), (0, 0), (0, None)])
+def test_padding_has_no_derivative(transform: Any, in_dims: Any, raw: bool, padding: int) -> None:
+    """PyTorch's forward mode gives it one, and its batching rule of reverse mode is wrong for mapped tables."""
+    tables, indices = torch.randn(2, 3, 2, dtype=torch.float64), torch.tensor([[0, 1, 2, 2], [2, 0, 1, 0]])
+
+    def fn(w: Tensor, i: Tensor) -> Tensor:
+        rows = torch.embedding(w, i, padding % 3) if raw else F.embedding(i, w, padding_idx=padding)
+        return rows.sin()
+
+    def closed_form(w: Tensor, i: Tensor) -> Tensor:
+        jac = torch.zeros(4, 2, 3, 2, dtype=torch.float64)
+        for place, row in enumerate(i.tolist()):
+            if row != padding % 3:
+                jac[place, :, row] = w[row].cos().diag()
+        return jac
+
+    if in_dims is None:
+        torch.testing.assert_close(transform(fn)(tables[0], indices[0]), closed_form(tables[0], indices[0]))
+        return
+    w, i = (x if dim == 0 else x[0] for x, dim in zip((tables, indices), in_dims, strict=True))
+    pairs = [(w[n] if in_dims[0] == 0 else w, i[n] if in_dims[1] == 0 else i) for n in range(2)]
+    wanted = torch.stack([closed_form(*pair) for pair in pairs])
+    torch.testing.assert_close(transform(fn, in_dims=in_dims)(w, i), wanted)
+    mapped = torch.func.vmap(fn, in_dims)
+    stacked = torch.stack([fn(*pair) for pair in pairs])
+    torch.testing.assert_close(mapped(w, i), stacked)
+
+    def whole(w: Tensor) -> Tensor:  # mapped inside
+        return mapped(w, i)
+
+    got = transform(whole)(w)
+    for n in range(2):
+        torch.testing.assert_close(got[n][:, :, n] if in_dims[0] == 0 else got[n], wanted[n])

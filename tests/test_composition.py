@@ -385,6 +385,11 @@ def _reflections(x: Tensor) -> Tensor:
 GROUPS = torch.tensor([0, 1, 1, 2, 2, 2, 0, 0, 1])
 
 
+def _sparse(x: Tensor) -> bool:
+    """Not in plain backward passes, the oracles, which cannot take sparse gradients further."""
+    return base_tensor(x) is not x
+
+
 def _with_zeros(x: Tensor) -> Tensor:
     """Two of them at POINT."""
     return (x - POINT[2]) * (x - POINT[3])
@@ -480,6 +485,8 @@ OTHERS: dict[Any, Function] = {
     torch.rnn_tanh_cell: lambda x: torch.rnn_tanh_cell(x.reshape(3, 3), SHIFT[:, :2], *_gates(2)),
     torch.rnn_relu_cell: lambda x: torch.rnn_relu_cell(x.reshape(3, 3), SHIFT[:, :2], *_gates(2)),
     F.embedding_bag: lambda x: F.embedding_bag(GROUPS[:6].reshape(2, 3), x.reshape(3, 3).sin()),
+    F.embedding: lambda x: F.embedding(GROUPS[:3], x.reshape(3, 3).sin(), sparse=_sparse(x)),
+    torch.embedding: lambda x: torch.embedding(x.reshape(3, 3).sin(), GROUPS[:3], sparse=_sparse(x)),
 }
 REPLACED = ALWAYS | MAPPED | NESTED
 # Close to what is wrong.

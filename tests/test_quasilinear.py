@@ -507,3 +507,155 @@ def test_random_convolutions(kernel, stride, padding, dilation, groups, per_grou
     x = torch.randn(2, groups * per_group[0], 5, 6, dtype=D)
     jac = jac_quasilinear(fn, in_dims=(None, 0), strict=True)(params, x)
     torch.testing.assert_close(jac, per_sample_oracle(fn, params, x), rtol=1e-9, atol=1e-11)
+
+
+# --- calls in odd shapes and old ways ---------------------------------------------------------------
+
+B = torch.randn(2, 3, dtype=D)
+ODD: dict[str, tuple[Callable[..., Tensor], tuple[int, ...]]] = {  # the function, and the shape of the parameter
+    "tensordot, parameter broadcast": (lambda w, x: torch.tensordot(x, w, dims=[[0], [0]]).sin(), (1, 3)),
+    "tensordot, data broadcast": (lambda w, x: torch.tensordot(w, x[:1], dims=[[0], [0]]).sin(), (3, 3)),
+    "tensordot, a tensor of dims": (lambda w, x: torch.tensordot(x, w, dims=torch.tensor(1)).sin(), (3, 3)),
+    "tensordot, a tensor of axes": (lambda w, x: torch.tensordot(x, w, dims=torch.tensor([[0], [1]])).sin(), (3, 3)),
+    "cat with truth values": (lambda w, x: torch.cat([w, x > 0]).sin(), (3,)),
+    "stack with truth values": (lambda w, x: torch.stack([w, x > 0]).sin(), (3,)),
+    "twelve axes": (lambda w, x: (x @ w).sin(), (1, 2, *(1,) * 8, 3, 2)),
+}
+OLD: dict[str, tuple[Callable[..., Tensor], tuple[int, ...]]] = {  # PyTorch's old orders of arguments
+    "addmm, beta first": (lambda w, x: torch.addmm(0.5, w[:1], x[None], w).sin(), (3, 3)),
+    "addmm, beta and alpha": (lambda w, x: torch.addmm(0.5, B[:1], 2.0, x[None], w).sin(), (3, 3)),
+    "addmm, method": (lambda w, x: w[:1].addmm(0.5, 2.0, x[None], w).sin(), (3, 3)),
+    "baddbmm": (lambda w, x: torch.baddbmm(0.5, w[None], 2.0, x.expand(1, 3, 3), w[None]).sin(), (3, 3)),
+    "add": (lambda w, x: torch.add(x, 2.0, w).sin(), (3,)),
+    "sub": (lambda w, x: torch.sub(w, 2.0, x).sin(), (3,)),
+    "addcmul": (lambda w, x: torch.addcmul(x, 0.5, w, x).sin(), (3,)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:(?s).*overload of .* is deprecated:UserWarning")
+@pytest.mark.parametrize("name", [*ODD, *OLD])
+def test_odd_calls(name) -> None:
+    fn, shape = (ODD | OLD)[name]
+    w = torch.randn(shape, dtype=D)
+    got = jac_quasilinear(fn, in_dims=(None, 0), strict=name in ODD)(w, X)
+    torch.testing.assert_close(got, oracle(fn, w, X), rtol=1e-10, atol=1e-12)
+
+
+def test_inputs_with_twelve_axes() -> None:
+    x = torch.randn(2, *(1,) * 8, 2, 1, 3, dtype=D)
+    got = jac_quasilinear(lambda x: F.linear(x, W), in_dims=0, strict=True)(x)
+    wanted = torch.func.vmap(torch.func.jacrev(lambda x: F.linear(x, W)))(x)
+    torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("transform", [jac_quasilinear, jacfn.jac_rev, jacfn.jac_fwd, jacfn.jacobian])
+@pytest.mark.parametrize("samples", [False, True])
+def test_embedding_with_sparse_gradients(transform, samples) -> None:
+    table = nn.Embedding(5, 3, padding_idx=2, sparse=True).double()
+    ids = torch.tensor([[0, 1], [2, 2], [4, 0]])
+    plain = nn.Embedding(5, 3, padding_idx=2, _weight=table.weight.detach().clone())
+    got, wanted = (
+        transform(make_functional(module, batched=not samples)[0], in_dims=(None, 0) if samples else None)(params, ids)
+        for module, params in ((table, make_functional(table)[1]), (plain, make_functional(plain)[1]))
+    )
+    torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+    assert not got["weight"].is_sparse
+
+
+@pytest.mark.parametrize("transform", [jac_quasilinear, jacfn.jac_rev, jacfn.jac_fwd])
+def test_prelu_of_a_number(transform) -> None:
+    x, w = torch.tensor([1.5, -2.0], dtype=D), torch.tensor([0.3], dtype=D)
+    jac, value = transform(lambda w, x: F.prelu(x, w), in_dims=(None, 0), return_value=True)(w, x)
+    torch.testing.assert_close(value, torch.tensor([1.5, -0.6], dtype=D))
+    torch.testing.assert_close(jac, torch.tensor([[0.0], [-2.0]], dtype=D))
+
+
+# --- learning ---------------------------------------------------------------------------------------
+
+
+def test_function_that_changes_at_every_call_is_refused() -> None:
+    def fn(w: Tensor, x: Tensor) -> Tensor:
+        fn.calls += 1  # type: ignore[attr-defined]
+        return F.linear(x, w) if fn.calls % 2 else F.linear(x, w.T).sin()  # type: ignore[attr-defined]
+
+    calls = {
+        "jac_quasilinear": lambda: jac_quasilinear(fn, in_dims=(None, 0))(W, X),
+        "jacobian": lambda: jacfn.jacobian(fn, in_dims=(None, 0))(W, X),
+        "jacobian_operator": lambda: jacfn.jacobian_operator(fn, W, X, in_dims=(None, 0)),
+        "ntk": lambda: jacfn.ntk(fn, W, X),
+    }
+    for call in calls.values():
+        fn.calls = 0  # type: ignore[attr-defined]
+        with pytest.raises(jacfn.JacfnError, match="fn does something else at every call: it must be a pure function"):
+            call()
+
+
+def test_first_call_may_differ() -> None:
+    """What fn keeps for later, it computes once."""
+    calls = 0
+
+    def fn(w: Tensor, x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            F.linear(x, w)
+        return F.linear(x, w).sin()
+
+    torch.testing.assert_close(jac_quasilinear(fn, in_dims=(None, 0))(W, X), oracle(CASES["linear"], W, X))
+
+
+def test_self_check_sees_the_last_sample(monkeypatch) -> None:
+    from jacfn.quasilinear import factors
+
+    write = factors.Matmul.prepare
+    monkeypatch.setattr(factors.Matmul, "prepare", lambda *args: 1.01 * write(*args))
+    x = X.clone()
+    x[0] = 0  # where a wrong factor of the input does not show
+
+    def fresh(w: Tensor, x: Tensor) -> Tensor:
+        return F.linear(x, w)
+
+    with pytest.raises(jacfn.JacfnError, match="argument 0: the closed form differs"):
+        jac_quasilinear(fresh, in_dims=(None, 0))(W, x)
+
+
+# --- the Jacobian of a Jacobian, other devices ------------------------------------------------------
+
+
+@pytest.mark.parametrize("outer", [jacfn.jac_rev, jacfn.jac_fwd, jac_quasilinear])
+@pytest.mark.parametrize("name", ["used twice", "through t", "linearly and not", "layer norm"])
+def test_jacobian_of_the_jacobian(outer, name) -> None:
+    fn = CASES[name]
+    got = outer(lambda w: jac_quasilinear(fn, in_dims=(None, 0))(w, X))(W)
+
+    def plain(w: Tensor) -> Tensor:
+        rows = [torch.autograd.functional.jacobian(lambda w, s=s: fn(w, s), w, create_graph=True) for s in X]
+        return torch.stack(rows)
+
+    wanted = torch.autograd.functional.jacobian(plain, W)
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("name", [*CASES, "divided"])
+def test_cuda(name) -> None:
+    fn = CASES[name] if name in CASES else lambda w, x: w[0] * (x / 3) + F.linear(x, w / 7)
+    if name == "closed over":
+        fn = lambda w, x: F.linear(x, w) * F.linear(x, W.to(x.device))  # noqa: E731
+    if name == "weight of ones":
+        fn = lambda w, x: F.linear(x, w, torch.ones_like(x))  # noqa: E731
+    got = jac_quasilinear(fn, (0, 1), in_dims=(None, 0))(W.cuda(), X.cuda())
+    wanted = torch.func.vmap(torch.func.jacrev(fn, (0, 1)), (None, 0))(W, X)
+    torch.testing.assert_close(tuple(part.cpu() for part in got), wanted, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@network
+@pytest.mark.filterwarnings(even_kernel)
+def test_networks_on_cuda(module, shape) -> None:
+    fn, params = make_functional(module.double())
+    x = torch.randn(3, *shape, dtype=D)
+    on_gpu = {name: leaf.cuda() for name, leaf in params.items()}
+    jac = jac_quasilinear(fn, in_dims=(None, 0), strict=True)(on_gpu, x.cuda())
+    wanted = per_sample_oracle(fn, params, x)
+    torch.testing.assert_close({name: leaf.cpu() for name, leaf in jac.items()}, wanted, rtol=1e-9, atol=1e-10)

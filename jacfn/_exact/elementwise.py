@@ -12,7 +12,9 @@ from jacfn._exact.tables import ALWAYS, NESTED, replaces
 @replaces(ALWAYS, F.prelu, torch.prelu)
 def _prelu(input: Tensor, weight: Tensor) -> Tensor:
     """The batching rule of its backward raises."""
-    if weight.numel() > 1 and input.ndim > 1:
+    if input.ndim == 0:
+        weight = weight.reshape(())  # its one element must not give the result an axis
+    elif weight.numel() > 1 and input.ndim > 1:
         weight = weight.view(-1, *(1,) * (input.ndim - 2))
     return torch.where(input > 0, input, weight * input)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,9 +42,26 @@ def _batch_norm(
         raise JacfnError("batch_norm in training mode changes its running statistics: call module.eval() first")
     columns = [None if p is None else _as_channels(p, input) for p in (weight, bias)]
     if running_mean is None or running_var is None:
-        return _affine(_standardise(input, (0, *range(2, input.ndim)), eps), *columns)
+        return _affine(_standardise(input, (0, *range(2, input.ndim)), eps), *columns).to(input.dtype)
     centred = input - _as_channels(running_mean, input)
-    return _affine(centred * torch.rsqrt(_as_channels(running_var, input) + eps), *columns)
+    return _affine(centred * torch.rsqrt(_as_channels(running_var, input) + eps), *columns).to(input.dtype)
+
+
+@replaces(ALWAYS, F.batch_norm)
+def _mixed_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *options: Any,
+    **named: Any,
+) -> Any:
+    """Between layers of less precision, which its batching rule does not know."""
+    kept = next((x.dtype for x in (running_mean, weight, bias) if x is not None), input.dtype)
+    if kept == input.dtype:
+        return NotImplemented
+    return F.batch_norm(input.to(kept), running_mean, running_var, weight, bias, *options, **named).to(input.dtype)
 
 
 @replaces(NESTED, F.instance_norm)

@@ -86,12 +86,6 @@ def of_function(bound: Bound, options: Options, notes: Notes) -> Iterator[Cautio
 
 def of_leaves(bound: Bound, plans: Sequence[LeafPlan], notes: Notes) -> Iterator[Caution]:
     """What some leaves have in common."""
-    for i, row in notes.padded.items():
-        yield Caution(
-            "modes differ",
-            f"{bound.names[i]}: row {row} is padding_idx: reverse mode and closed forms give it no derivative, forward "
-            "mode does",
-        )
     unused = [plan.path for plan in plans if plan.rule == "zero" and plan.reason == "fn does not use it"]
     if unused:
         yield Caution("unused", f"{_list(unused)}: fn does not use it, so its Jacobian is zero; leave it out")
@@ -140,7 +134,7 @@ def of_values(trials: Mapping[str, Trial], rows: Any, tangents: Sequence[Tensor]
     if not all(leaf.isfinite().all() for leaf in leaves):
         yield Caution("not finite", "the derivative at the first samples is not finite, though the value is")
         return
-    if forward is None or notes.random or notes.padded:
+    if forward is None or notes.random:
         return
     vectors = [_raveled(tangent, 1).T for tangent in tangents]
     mine = sum(leaf @ vector for leaf, vector in zip(leaves, vectors, strict=True))

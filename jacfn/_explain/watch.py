@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.flop_counter import flop_registry
 
@@ -22,7 +21,6 @@ class Notes:
     """What a run has shown."""
 
     touched: dict[int, str] = dataclasses.field(default_factory=dict)  # leaf: the first operation that it is seen in
-    padded: dict[int, int] = dataclasses.field(default_factory=dict)  # table: its row of padding
     outputs: list[LeafType] = dataclasses.field(default_factory=list)  # of one sample
     finite: bool = True
     flops: int = 0
@@ -103,11 +101,4 @@ class Watch(TorchFunctionMode):
         if found and tensors_in(result):  # not so when a shape or dtype is read
             for i in found:
                 self._notes.touched.setdefault(i, resolve_name(func) or getattr(func, "__name__", str(func)))
-        if func is F.embedding:
-            self._note_padding(*args, **kwargs)
         return result
-
-    def _note_padding(self, input: Tensor, weight: Tensor, padding_idx: int | None = None, *_: Any, **__: Any) -> None:
-        for i, leaf in enumerate(self._leaves):
-            if padding_idx is not None and leaf is weight:
-                self._notes.padded[i] = padding_idx % weight.shape[0]

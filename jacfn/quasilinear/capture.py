@@ -21,9 +21,10 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from jacfn._errors import JacfnError, JacfnTypeError
 from jacfn._exact import ExactKernels
-from jacfn._torch import custom_function_call, is_active, is_mapped, is_wrapped, transform_depth
+from jacfn._torch import custom_function_call, is_active, is_mapped, is_wrapped, transform_depth, version
 from jacfn._tree import tensors_in
-from jacfn.quasilinear.derived import ELEMENTWISE, PURE, STRUCTURE, slotted
+from jacfn.quasilinear.autocast import autocast_of
+from jacfn.quasilinear.derived import ELEMENTWISE, PURE, STRUCTURE, is_view, slotted
 from jacfn.quasilinear.records import Claim, Derivation, Record
 from jacfn.quasilinear.rules import EXPANSIONS, RULES, Rule, Use, find
 
@@ -60,7 +61,7 @@ class Capture(TorchFunctionMode):
             self._refuse_autograd(args)
         found = self._record.sources(args) + (self._record.sources(kwargs.values()) if kwargs else [])
         if not found:
-            return func(*args, **kwargs)
+            return self._noted(func(*args, **kwargs))
         self._refuse_in_place(func, args)
         if func is torch.as_strided or func is Tensor.as_strided:
             raise JacfnError(
@@ -84,9 +85,12 @@ class Capture(TorchFunctionMode):
         return self._let_through(func, args, kwargs)
 
     def _let_through(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = func(*args, **kwargs)
-        if args and result is args[0] and self._is_leaf(result):  # seen late, but also while compiling
-            raise _changed_in_place(self._describe(func))
+        result = self._noted(func(*args, **kwargs))
+        if args and result is args[0] and self._record.source(result) is not None:
+            if not self._has_changed(func, result, kwargs):
+                return result  # as dropout in evaluation, cpu and conj give their argument back
+            if self._is_leaf(result):
+                raise _changed_in_place(self._describe(func))
         if tensors_in(result):  # not so when a shape or dtype is read
             self._note_others(func, (*args, *kwargs.values()))
         return result
@@ -113,7 +117,7 @@ class Capture(TorchFunctionMode):
         new_kwargs = {name: outer(name, value) for name, value in kwargs.items()}
         if not claimed:
             return self._let_through(func, args, kwargs)
-        result = (rule.evaluate or func)(*new_args, **new_kwargs)
+        result = self._noted((rule.evaluate or func)(*new_args, **new_kwargs))
         if not isinstance(result, Tensor):
             raise JacfnTypeError(
                 f"the rule {rule.name} is for an operation that returns {type(result).__name__}: rules are for one "
@@ -128,9 +132,7 @@ class Capture(TorchFunctionMode):
         forms = tuple((source, use.form) for source, use in claimed)
         number = len(record.claims)
         record.claims.append(Claim(rule.name, forms, tuple(result.shape), result.dtype))
-        record.inputs.append(inputs)
-        for x in inputs:
-            record.keep(x, rule.name)
+        record.inputs.append([record.keep(x, rule.name) for x in inputs])
         if self._taps is None or number >= len(self._taps) or self._taps[number].shape != result.shape:
             return result
         return result + self._taps[number]
@@ -142,6 +144,8 @@ class Capture(TorchFunctionMode):
         if find(PURE, func) is None or not torch.is_grad_enabled():
             return False
         tensors = tensors_in((*args, *kwargs.values()))
+        if torch.compiler.is_compiling():  # nobody counts versions: what has memory of its own may change unseen
+            return len(tensors) == 1 and is_view(func, args)
         constants = [x for x in tensors if self._record.source(x) is None]
         if self._level is not None:
             if not all(self._record.shared[source] for source in found):  # data that is differentiated, too
@@ -150,7 +154,7 @@ class Capture(TorchFunctionMode):
         # Without samples, constants look like data: all but those that leave the parameter its shape are taken as such.
         if not constants:
             return len(found) == 1 or find(RULES, func) is None or find(ELEMENTWISE, func) is not None
-        if find(ELEMENTWISE, func) is None or torch.compiler.is_compiling():
+        if find(ELEMENTWISE, func) is None:
             return False
         shape = self._record.aliases[found[0]].shape
         if any(self._record.aliases[source].shape != shape for source in found):
@@ -159,7 +163,7 @@ class Capture(TorchFunctionMode):
 
     def _derive(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: list[int]) -> Any:
         record = self._record
-        result = func(*args, **kwargs)
+        result = self._noted(func(*args, **kwargs))
         made = tensors_in(result)
         if not made or any(not x.is_floating_point() for x in made):
             return result  # a shape, a comparison, an index: no gradient flows
@@ -171,7 +175,8 @@ class Capture(TorchFunctionMode):
         outers = tensors_in(func(*outer_args, **outer_kwargs))
         first, shared = len(record.aliases), all(record.shared[source] for source in found)
         shapes = tuple(tuple(x.shape) for x in made)
-        record.derivations.append(Derivation(func, slot_args, slot_kwargs, first, shapes))
+        autocast = autocast_of(outers)
+        record.derivations.append(Derivation(func, slot_args, slot_kwargs, first, shapes, autocast))
         for alias, outer in zip(made, outers, strict=True):
             record.add_source(alias, outer, shared)
         return result
@@ -190,6 +195,13 @@ class Capture(TorchFunctionMode):
         if args and not torch.compiler.is_compiling() and func in _IN_PLACE and self._is_leaf(args[0]):
             raise _changed_in_place(self._describe(func))
 
+    def _has_changed(self, func: Any, given: Tensor, kwargs: dict[str, Any]) -> bool:
+        """Whether a call that gave its argument back, a source, has changed it: by name where nobody counts."""
+        if version(given) < 0:
+            return bool(kwargs.get("inplace")) or find(_IN_PLACE, func) is not None
+        source = self._record.source(given)
+        return source is not None and not self._record.unchanged(source)
+
     def _refuse_autograd(self, args: tuple[Any, ...]) -> None:
         if torch.compiler.is_compiling() or transform_depth() != self._depth:
             return
@@ -198,6 +210,14 @@ class Capture(TorchFunctionMode):
                 "fn calls torch.autograd, which does not see the derivatives of claimed parameters: use torch.func "
                 "inside fn (grad, jvp, vjp), or jac_rev"
             )
+
+    def _noted(self, result: Any) -> Any:
+        """The result; while learning, its dtypes and that of autocast, which may hide inside of an operation."""
+        if self._taps is None and not torch.compiler.is_compiling():
+            floating = [x for x in tensors_in(result) if x.is_floating_point()]
+            rounded = autocast_of(floating)
+            self._record.dtypes.update({x.dtype for x in floating}, () if rounded is None else (rounded,))
+        return result
 
     def _note_others(self, func: Any, values: Sequence[Any]) -> None:
         for source in self._record.sources(values):
@@ -226,12 +246,12 @@ def _changed_in_place(function: str) -> JacfnError:
     return JacfnError(f"fn changes a differentiated argument in place, by {function}: clone it first")
 
 
-def _in_place_functions() -> frozenset[Callable[..., Any]]:
+def _in_place_functions() -> dict[Callable[..., Any], bool]:
     names = {name for name in dir(Tensor) if name.endswith("_") and not name.endswith("__")}
     names |= {name for name in dir(Tensor) if name.startswith("__i")} - {"__index__", "__int__", "__invert__"}
     names = (names | {"__setitem__"}) - {"__init__", "__init_subclass__"}
     functions = {getattr(place, name, None) for place in (Tensor, torch, F) for name in names}
-    return frozenset(function for function in functions if callable(function))
+    return {function: True for function in functions if callable(function)}
 
 
 _IN_PLACE = _in_place_functions()

@@ -17,14 +17,18 @@ from torch.nn import functional as F
 from jacfn import _torch
 from jacfn._exact import exact_kernels
 from jacfn._tree import tensors_in
+from jacfn.quasilinear.autocast import autocast_to
 from jacfn.quasilinear.records import Derivation, Record, Slot
+from jacfn.quasilinear.rules import find
 
+_VIEWS = """
+    t transpose permute movedim moveaxis swapaxes swapdims view view_as unflatten unsqueeze squeeze expand expand_as
+    broadcast_to broadcast_tensors chunk split tensor_split unbind narrow select diagonal adjoint atleast_2d
+"""
 _STRUCTURE = """
-    t transpose permute movedim moveaxis swapaxes swapdims view view_as reshape reshape_as flatten unflatten ravel
-    unsqueeze squeeze expand expand_as broadcast_to broadcast_tensors chunk split tensor_split unbind narrow select
-    index_select take_along_dim gather take cat concat concatenate stack hstack vstack repeat repeat_interleave tile
-    flip roll rot90 diag diagonal diag_embed diagflat tril triu clone contiguous to float double half bfloat16
-    type_as __getitem__ block_diag adjoint atleast_2d
+    reshape reshape_as flatten ravel index_select take_along_dim gather take cat concat concatenate stack hstack vstack
+    repeat repeat_interleave tile flip roll rot90 diag diag_embed diagflat tril triu clone contiguous to float double
+    half bfloat16 type_as __getitem__ block_diag
 """
 _ELEMENTWISE = """
     add __add__ __radd__ sub subtract __sub__ __rsub__ rsub mul multiply __mul__ __rmul__ div divide true_divide
@@ -51,10 +55,11 @@ def _table(names: str, *places: Any) -> Table:
 
 
 ELEMENTWISE: Table = _table(_ELEMENTWISE, torch, Tensor, F)
-STRUCTURE: Table = {
-    **_table(_STRUCTURE, torch, Tensor, F),
+VIEWS: Table = {  # in the memory of their argument
+    **_table(_VIEWS, torch, Tensor, F),
     **{getattr(Tensor, name).__get__: True for name in ("T", "mT", "H", "mH")},
 }
+STRUCTURE: Table = {**VIEWS, **_table(_STRUCTURE, torch, Tensor, F)}
 PURE: Table = {
     **STRUCTURE,
     **ELEMENTWISE,
@@ -62,6 +67,14 @@ PURE: Table = {
     **_table(_LINALG, torch.linalg),
     _torch.weight_norm: True,
 }
+
+
+def is_view(function: Callable[..., Any], args: Sequence[Any]) -> bool:
+    """Whether the call gives a view of its argument, whatever that is."""
+    if function is Tensor.__getitem__:
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return all(place is None or place is ... or isinstance(place, (int, slice)) for place in index)
+    return find(VIEWS, function) is not None
 
 
 def slotted(values: Any, record: Record) -> Any:
@@ -98,7 +111,8 @@ def replay(derivations: Sequence[Derivation], leaves: Sequence[Tensor], constant
     with exact_kernels():
         for derivation in derivations:
             args, kwargs = fill((derivation.args, derivation.kwargs), sources, constants)
-            sources += tensors_in(derivation.function(*args, **kwargs))
+            with autocast_to(derivation.autocast, leaves):
+                sources += tensors_in(derivation.function(*args, **kwargs))
     return sources
 
 

@@ -14,6 +14,7 @@ from jacfn._evaluate import Tracking
 from jacfn._products import Linearisation
 from jacfn._torch import inside_transform
 from jacfn._tree import LeafType
+from jacfn.quasilinear.autocast import autocast_to
 from jacfn.quasilinear.capture import Capture
 from jacfn.quasilinear.derived import leaves_behind, replay
 from jacfn.quasilinear.factors import Dense, Form, Leaf, Term, joined
@@ -80,7 +81,8 @@ class Factors:
 
         def run(aliases: list[Tensor], data: list[Tensor], mapped: list[Tensor], taps: list[Tensor]) -> Any:
             record = new_record(block, aliases, mapped)
-            with Capture(record, taps, level=level_of_samples(block)):
+            autocast = autocast_to(structure.autocast, block.leaves)
+            with autocast, Capture(record, taps, level=level_of_samples(block)):
                 values, aux = block.call(aliases, data)
             if not torch.compiler.is_compiling() and not structure.fits(record):
                 raise StructureChangedError
@@ -148,10 +150,8 @@ class Factors:
         if not derived or self._lead == (0,):
             return []
         like = block.leaf_types[0]
-        stacks = [
-            self._leaf(self._terms(source, deltas, keep), size, like._replace(shape=shape)).dense()
-            for source, shape in derived.items()
-        ]
+        kinds = {i: like._replace(shape=shape, dtype=structure.dtypes[i]) for i, shape in derived.items()}
+        stacks = [self._leaf(self._terms(i, deltas, keep), size, kind).dense() for i, kind in kinds.items()]
         behind = sorted(leaves_behind(structure.derivations, set(derived), len(block.leaves)))
 
         def pulled(values: list[Tensor], stacks: list[Tensor]) -> list[Tensor]:

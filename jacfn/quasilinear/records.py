@@ -45,6 +45,7 @@ class Derivation:
     kwargs: Any
     first: int  # its results are the sources first, first + 1, ...
     shapes: tuple[tuple[int, ...], ...]
+    autocast: torch.dtype | None = None  # what was rounded to in the call
 
 
 @dataclasses.dataclass
@@ -62,6 +63,7 @@ class Record:
     versions: list[int] = dataclasses.field(default_factory=list)  # of the sources when they were new
     kept: list[tuple[Tensor, int, str]] = dataclasses.field(default_factory=list)  # captured tensors
     numbers: dict[int, int] = dataclasses.field(default_factory=dict)  # id of an alias: its source
+    dtypes: set[torch.dtype] = dataclasses.field(default_factory=set)  # that results were rounded to
 
     def __post_init__(self) -> None:
         """The leaves are the first sources."""
@@ -113,10 +115,12 @@ class Record:
         """Whether the source still has the value that it had."""
         return version(self.aliases[source]) == self.versions[source]
 
-    def keep(self, tensor: Tensor | None, operation: str) -> None:
-        """Remember how old a captured tensor was."""
-        if tensor is not None:
-            self.kept.append((tensor, version(tensor), operation))
+    def keep(self, tensor: Tensor | None, operation: str) -> Tensor | None:
+        """Remember how old a captured tensor was; a copy where nobody counts, which compilers leave out again."""
+        if tensor is None or torch.compiler.is_compiling():
+            return None if tensor is None else tensor.clone()
+        self.kept.append((tensor, version(tensor), operation))
+        return tensor
 
     def check_kept(self) -> None:
         """A captured tensor that was changed in place afterwards would give wrong factors: refuse."""

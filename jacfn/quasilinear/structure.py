@@ -13,6 +13,7 @@ from jacfn._binding import Bound
 from jacfn._errors import JacfnError
 from jacfn._random import Draw
 from jacfn._torch import innermost_level, inside_transform
+from jacfn.quasilinear.autocast import autocast_of
 from jacfn.quasilinear.capture import Capture
 from jacfn.quasilinear.derived import leaves_behind
 from jacfn.quasilinear.records import Claim, Derivation, Record
@@ -29,6 +30,8 @@ class Structure:
     reasons: tuple[str, ...]  # why a leaf is joined, empty for one that is not
     rows: int  # of one sample
     random: bool  # fn draws random numbers
+    rounded: frozenset[torch.dtype] = frozenset()  # the dtypes of what fn computes
+    autocast: torch.dtype | None = None  # the caller's
 
     def forms(self, leaf: int) -> list[tuple[int, int]]:
         """The uses of a leaf: (claim, place among the forms of the claim)."""
@@ -44,8 +47,12 @@ class Structure:
     def derived(self) -> dict[int, tuple[int, ...]]:
         """The derived sources with claimed uses, and their shapes."""
         shapes = {d.first + i: shape for d in self.derivations for i, shape in enumerate(d.shapes)}
-        claimed = {source for claim in self.claims for source, _ in claim.forms}
-        return {source: shape for source, shape in shapes.items() if source in claimed}
+        return {source: shape for source, shape in shapes.items() if source in self.dtypes}
+
+    @property
+    def dtypes(self) -> dict[int, torch.dtype]:
+        """Of the sources with claimed uses: a claimed call gives the dtype of its arguments."""
+        return {source: claim.dtype for claim in self.claims for source, _ in claim.forms}
 
     @property
     def cotangent_bytes(self) -> int:
@@ -92,7 +99,16 @@ def learn(bound: Bound, randomness: str, call_sites: bool = False) -> Structure:
         reasons = tuple(record.other.get(i, _HIDDEN) if i in seen else "" for i in range(len(joined)))
     lead = 0 if one.samples is None else 1
     rows = sum(value.shape[lead:].numel() for value in values)
-    return Structure(tuple(record.claims), tuple(record.derivations), joined, reasons, rows, random)
+    return Structure(
+        tuple(record.claims),
+        tuple(record.derivations),
+        joined,
+        reasons,
+        rows,
+        random,
+        frozenset(record.dtypes),
+        autocast_of(bound.leaves),
+    )
 
 
 def check_strict(structure: Structure, names: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Hashable, Iterator
 from functools import partial
@@ -17,6 +18,7 @@ from jacfn._memory import Budget, Chunks
 from jacfn._selection import Selection, frozen, select, selection_key
 from jacfn._torch import inside_transform
 from jacfn._tree import LeafType
+from jacfn.quasilinear.autocast import autocast_of, autocast_to
 from jacfn.quasilinear.check import self_check
 from jacfn.quasilinear.factors import Leaf
 from jacfn.quasilinear.linearise import Factors, StructureChangedError
@@ -72,7 +74,7 @@ def jac_quasilinear(
 
     Args:
         fn: ``fn(*args, **kwargs) -> output``, pure; pytrees of floating-point tensors in and out. Keyword arguments
-            are not differentiated. The first call with new shapes runs ``fn`` three times more, on one sample: a
+            are not differentiated. The first call with new shapes runs ``fn`` four times more, on a sample or two: a
             function made afresh for every call pays that every time.
         argnums: which positional arguments to differentiate, an int or a tuple of ints.
         has_aux: ``fn`` returns ``(output, aux)``; aux is handed through.
@@ -99,6 +101,9 @@ def jac_quasilinear(
     Cost: one forward pass over all samples, one backward pass for each row of one sample (all samples at once), and one
     write of the result. Memory beyond the result: the graph, and the cotangents of a chunk of rows.
 
+    Under ``torch.compile`` closed forms are for parameters and views of them; whatever else ``fn`` computes from
+    parameters (``W + B A``) goes by vjp there, since nobody could see it being changed in place.
+
     Example:
         >>> import torch
         >>> from jacfn import jac_quasilinear, make_functional
@@ -120,7 +125,8 @@ def jac_quasilinear(
         bound = bound if differentiable else bound.detach()
 
         def run(structure: Structure) -> Any:
-            return evaluate(quasilinear_method(structure, rows, options), bound, options)
+            with autocast_to(None, bound.leaves):
+                return evaluate(quasilinear_method(structure, rows, options), bound, options)
 
         return with_structure(run, bound, options, strict)
 
@@ -136,7 +142,7 @@ def with_structure(run: Callable[[Structure], T], bound: Bound, options: Options
         except StructureChangedError:
             if again is not None:
                 structure = again(bound, options, strict, structure)
-    raise JacfnError("fn does something else at every call: jac_quasilinear needs a pure function; use jac_rev")
+    raise _impure()
 
 
 def known_structure(bound: Bound, options: Options, strict: bool = False) -> Structure:
@@ -163,17 +169,26 @@ def _join_all(bound: Bound, options: Options, strict: bool, structure: Structure
 def _key(bound: Bound, options: Options, strict: bool) -> Hashable | None:
     if bound.signature is None:
         return None
-    context = inside_transform(), bound.tracked(), torch.is_grad_enabled()  # which replacements of operations apply
+    # which replacements of operations apply, and what is rounded
+    context = inside_transform(), bound.tracked(), torch.is_grad_enabled(), autocast_of(bound.leaves)
     return "quasilinear", context, strict, options.randomness, bound.signature
 
 
 def _learn(bound: Bound, options: Options, strict: bool) -> Structure:
-    structure = learn(bound, options.randomness, call_sites=strict)
-    if strict:
-        check_strict(structure, bound.names)
-    if not inside_transform():
-        self_check(bound, structure, options)
-    return structure
+    for _ in range(2):  # fn may keep what its first run computes
+        structure = learn(bound, options.randomness, call_sites=strict)
+        if strict:
+            check_strict(structure, bound.names)
+        if inside_transform():
+            return structure
+        with contextlib.suppress(StructureChangedError):
+            self_check(bound, structure, options)
+            return structure
+    raise _impure()
+
+
+def _impure() -> JacfnError:
+    return JacfnError("fn does something else at every call: it must be a pure function; use jac_rev (method='rev')")
 
 
 def quasilinear_method(structure: Structure, rows: Selection, options: Options) -> Method:

@@ -14,7 +14,7 @@ def witness(leaf: Tensor, scalar: Tensor, seen: set[int], number: int = 0) -> Te
     A gradient arrives only where the leaf has a use that no claim covers, wherever that is hidden: ``seen`` then gets
     ``number``. Until then the leaf takes no part in the vjp. (Subtracted, since -0.0 + 0.0 is 0.0.)
     """
-    watched = leaf - scalar
+    watched = leaf - scalar.to(leaf.dtype)  # a scalar of more precision would promote a leaf without axes
     watched.register_hook(lambda _: seen.add(number))  # type: ignore[no-untyped-call]
     return watched
 

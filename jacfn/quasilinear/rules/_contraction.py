@@ -9,7 +9,8 @@ from torch import Tensor
 
 from jacfn.quasilinear.factors import Arranged, Form, Matmul
 
-LETTERS = "abcdefgh"  # for the axes in front; products call their own k, m, n, i, o
+# For the axes in front, as many as a tensor may have; products call their own k, m, n, i, o.
+LETTERS = "".join(map(chr, range(ord("À"), ord("À") + 64)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,11 @@ def shift(parameter: Any, factor: float = 1) -> Use:
     return Use(Scale(shape), lambda: parameter.new_full((), factor))
 
 
+def in_old_order(*numbers: Any) -> bool:
+    """Whether tensors stand where numbers should: PyTorch still takes the arguments as it did long ago."""
+    return any(isinstance(number, Tensor) for number in numbers)
+
+
 def _scale(parameter: Any, by: Any) -> Use:
     shape = tuple(parameter.shape) if isinstance(parameter, Tensor) else ()
     return Use(Scale(shape), by if isinstance(by, Tensor) or callable(by) else lambda: parameter.new_full((), by))
@@ -41,7 +46,7 @@ def _scale(parameter: Any, by: Any) -> Use:
 )
 def add(input: Any, other: Any, alpha: float = 1) -> dict[str, Use]:
     """``x + b``."""
-    return {"input": shift(input), "other": shift(other, alpha)}
+    return {} if in_old_order(alpha) else {"input": shift(input), "other": shift(other, alpha)}
 
 
 @rule(
@@ -58,7 +63,7 @@ def add(input: Any, other: Any, alpha: float = 1) -> dict[str, Use]:
 )
 def sub(input: Any, other: Any, alpha: float = 1) -> dict[str, Use]:
     """``x - b``."""
-    return {"input": shift(input), "other": shift(other, -alpha)}
+    return {} if in_old_order(alpha) else {"input": shift(input), "other": shift(other, -alpha)}
 
 
 @rule(torch.rsub, cases=lambda rand: [call(rand(2, 3), rand(3)), call(rand(2), rand(3, 2), alpha=0.5)])
@@ -102,7 +107,7 @@ def mul(input: Any, other: Any) -> dict[str, Use]:
 )
 def div(input: Any, other: Any, rounding_mode: str | None = None) -> dict[str, Use]:
     """``W / x``."""
-    return {} if rounding_mode else {"input": _scale(input, lambda: torch.as_tensor(other).reciprocal())}
+    return {} if rounding_mode else {"input": _scale(input, lambda: input.new_ones(()) / other)}
 
 
 @rule(Tensor.__rtruediv__, Tensor.__rdiv__, cases=lambda rand: [call(rand(2, 3), rand(3)), call(rand(3), rand(2, 1))])
@@ -121,6 +126,8 @@ def rdiv(self: Any, other: Any) -> dict[str, Use]:
 )
 def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, value: float = 1) -> dict[str, Use]:
     """``b + value x W``."""
+    if in_old_order(value):
+        return {}
     return {
         "input": shift(input),
         "tensor1": _scale(tensor1, lambda: value * tensor2),
@@ -165,10 +172,15 @@ def positive(input: Tensor) -> dict[str, Use]:
 )
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """A parameter beside data (a class token)."""
-    return torch.cat([torch.positive(x) for x in tensors], dim)
+    return torch.cat(_as_data(tensors), dim)
 
 
 @expansion(torch.stack, cases=lambda rand: [call([rand(3), rand(3)]), call((rand(2, 3), rand(2, 3)), dim=1)])
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """A parameter beside data, along a new axis."""
-    return torch.stack([torch.positive(x) for x in tensors], dim)
+    return torch.stack(_as_data(tensors), dim)
+
+
+def _as_data(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Truth values have no sign."""
+    return [x if x.dtype == torch.bool else torch.positive(x) for x in tensors]

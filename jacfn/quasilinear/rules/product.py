@@ -10,7 +10,7 @@ from torch import Tensor
 from jacfn.quasilinear.rules._cases import call
 from jacfn.quasilinear.rules._contraction import LETTERS, contraction
 from jacfn.quasilinear.rules._registry import Use, expansion, rule
-from jacfn.quasilinear.rules.elementwise import shift
+from jacfn.quasilinear.rules.elementwise import in_old_order, shift
 
 
 def _product(left: Tensor, right: Tensor, factor: float = 1.0) -> tuple[Use, Use]:
@@ -96,6 +96,8 @@ def dot(input: Tensor, tensor: Tensor) -> dict[str, Use]:
 )
 def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, beta: float = 1, alpha: float = 1) -> dict[str, Use]:
     """``beta C + alpha A B``."""
+    if in_old_order(beta, alpha):
+        return {}
     left, right = _product(mat1, mat2, alpha)
     return {"input": shift(input, beta), "mat1": left, "mat2": right}
 
@@ -110,6 +112,8 @@ def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, beta: float = 1, alpha: flo
 )
 def baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, beta: float = 1, alpha: float = 1) -> dict[str, Use]:
     """``beta C + alpha A B``, a batch of matrices."""
+    if in_old_order(beta, alpha):
+        return {}
     left, right = _product(batch1, batch2, alpha)
     return {"input": shift(input, beta), "batch1": left, "batch2": right}
 
@@ -188,15 +192,25 @@ def _letters(equation: str, operands: tuple[Any, ...]) -> tuple[list[str], str] 
 )
 def tensordot(a: Tensor, b: Tensor, dims: Any = 2, out: None = None) -> Tensor:
     """Axes of both that are summed over, as a matrix product."""
+    if isinstance(dims, Tensor):
+        dims = dims.tolist() if dims.numel() > 1 else int(dims)
     if isinstance(dims, int):
         first, second = list(range(a.ndim - dims, a.ndim)), list(range(dims))
     else:
         first, second = ([axis % x.ndim for axis in _list(axes)] for axes, x in zip(dims, (a, b), strict=True))
+    a, b = _unbroadcast(a, first, b, second), _unbroadcast(b, second, a, first)
     kept = [[axis for axis in range(x.ndim) if axis not in summed] for x, summed in ((a, first), (b, second))]
     rows, columns = [a.shape[axis] for axis in kept[0]], [b.shape[axis] for axis in kept[1]]
     left = a.permute(*kept[0], *first).reshape(_numel(rows), -1)
     right = b.permute(*second, *kept[1]).reshape(-1, _numel(columns))
     return (left @ right).reshape(*rows, *columns)
+
+
+def _unbroadcast(x: Tensor, axes: list[int], other: Tensor, others: list[int]) -> Tensor:
+    """Summed over the axes along which the other tensor is broadcast, from length one."""
+    pairs = zip(axes, others, strict=True)
+    once = [axis for axis, its in pairs if other.shape[its] == 1 and x.shape[axis] != 1]
+    return x.sum(once, keepdim=True) if once else x
 
 
 def _list(axes: Any) -> list[int]:
