@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -24,10 +25,10 @@ from operator_cases import (
     smallest_budget,
     some,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jacfn import JacobianOperator, jacobian_operator
+from jacfn import JacobianOperator, jacobian_operator, make_functional
 
 D = torch.float64
 methods = pytest.mark.parametrize("method", METHODS)
@@ -150,6 +151,46 @@ def test_adjoint_and_gram(method: str) -> None:
     close(J.T.rmv(v), J @ v)
 
 
+@settings(max_examples=20)
+@given(
+    widths=st.lists(st.integers(1, 6), min_size=2, max_size=4),
+    kind=st.sampled_from(["linear", "convolution", "table"]),
+    method=st.sampled_from(METHODS),
+    n=st.integers(1, 4),
+    chunk_size=st.none() | st.integers(1, 4),
+)
+def test_adjoint(widths: list[int], kind: str, method: str, n: int, chunk_size: int | None) -> None:
+    """``<J v, u> = <v, Jᵀ u>`` of networks of any widths."""
+    torch.manual_seed(sum(widths))
+    layers: list[nn.Module] = []
+    for i, o in pairwise(widths):
+        layers += [nn.Conv1d(i, o, 2, padding=1) if kind == "convolution" else nn.Linear(i, o), nn.Tanh()]
+    x = torch.randn(n, widths[0], 3, dtype=D) if kind == "convolution" else torch.randn(n, widths[0], dtype=D)
+    if kind == "table":
+        layers, x = [nn.Embedding(5, widths[0]), *layers], torch.randint(5, (n, 2))
+    case = Case(*make_functional(nn.Sequential(*layers).to(D)), x)
+    J = operator(case, method, chunk_size=chunk_size)
+    for v, u in ((some(J.shape[1]), some(J.shape[0])), (some(2, J.shape[1]), some(2, J.shape[0]))):
+        close((J.mv(v) * u).sum(-1), (v * J.rmv(u)).sum(-1))
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "products"])
+def test_held_rows_need_no_other_pass(method: str) -> None:
+    case, calls = CASES["mlp"](4), 0
+
+    def fn(p: Any, x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return case.fn(p, x)
+
+    J = jacobian_operator(fn, case.params, case.x, in_dims=(None, 0), method=method)
+    calls = 0
+    check_all(J, dense(case), method)
+    J.mv(case.params)
+    J.rmv(J.value)
+    assert not calls
+
+
 # --- vectors --------------------------------------------------------------------------------------
 
 
@@ -194,6 +235,20 @@ def _same_structure(actual: Any, like: Any, lead: tuple[int, ...]) -> None:
     if isinstance(like, dict):
         assert list(actual) == list(like)
     assert [tuple(leaf.shape) for leaf in flat_leaves(actual)] == [(*lead, *leaf.shape) for leaf in flat_leaves(like)]
+
+
+@pytest.mark.parametrize("positions", [1, 2])
+def test_stacks_of_wide_layers(positions: int) -> None:
+    """From 64 outputs on vectors are multiplied one by one where each is contiguous."""
+    w, x = some(65, 3), some(4, positions, 3)
+    J = jacobian_operator(lambda w, x: F.linear(x, w).tanh()[:, :2], w, x, in_dims=(None, 0), method="quasilinear")
+    A = dense(Case(lambda w, x: F.linear(x, w).tanh()[:, :2], w, x))
+    V = some(5, 3 * 65)
+    close(J.mv(V), V @ A.T)
+    close(J.mv(V.view(5, 65, 3)).reshape(5, -1), V @ A.T)
+    close(J @ V.T.contiguous(), A @ V.T)
+    close(torch.func.grad(lambda V: J.mv(V).square().sum())(V), 2 * V @ A.T @ A)
+    close(torch.func.vmap(lambda c: J.mv(c * V))(some(2)), some(2)[:, None, None] * (V @ A.T))
 
 
 @methods

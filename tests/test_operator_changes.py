@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from operator_cases import CASES, METHODS, check_all, close, dense, from_blocks, operator, ravel, smallest_budget, some
 from torch import Tensor
 
-from jacfn import JacobianOperator
+from jacfn import JacobianOperator, jacobian_operator
 
 D = torch.float64
 methods = pytest.mark.parametrize("method", METHODS)
@@ -178,6 +178,48 @@ def test_dtypes(method: str) -> None:
     assert (single.T @ torch.ones(len(A))).dtype == torch.float32
     torch.testing.assert_close(single.gram(), (A @ A.T).float(), rtol=1e-4, atol=1e-4)
     assert J.to("cpu").to(torch.device("cpu")).device.type == "cpu"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_norms_in_half_precision(dtype: torch.dtype) -> None:
+    """Squares beyond the largest number of the dtype."""
+    x = 300 * torch.ones(4, 3, dtype=dtype)
+    J = jacobian_operator(lambda w, x: w @ x, torch.ones(2, 3, dtype=dtype), x, in_dims=(None, 0))
+    assert J.row_norms().dtype == J.column_norms().dtype == dtype
+    torch.testing.assert_close(J.row_norms().float(), torch.full((8,), 300 * 3**0.5), rtol=0.01, atol=0)
+    torch.testing.assert_close(J.column_norms().float(), torch.full((6,), 600.0), rtol=0.01, atol=0)
+
+
+def test_blocks_are_made_again_where_they_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Gram matrix of changed rows takes no more passes than that of the rows, but for those cut in several pieces."""
+    case = CASES["mlp"](24)
+    A = dense(case)
+    smallest = smallest_budget(lambda budget: operator(case, "quasilinear", memory=budget))
+    J = operator(case, "quasilinear", memory=smallest)
+    made, blocks = 0, J.source.blocks
+
+    def counted(skip: int = 0) -> Iterator[Any]:
+        nonlocal made
+        for block in blocks(skip):
+            made += 1
+            yield block
+
+    monkeypatch.setattr(J.source, "blocks", counted)
+
+    def passes(changed: JacobianOperator, wanted: Tensor) -> int:
+        nonlocal made
+        made = 0
+        close(changed.gram(), wanted @ wanted.T)
+        return made
+
+    plain = passes(J, A)
+    w, d = some(48), some(26)
+    assert plain > 6
+    assert passes(J.column_weighted(d), A * d) <= plain + 1
+    assert passes(J.restrict(mask=d > 0), A[:, d > 0]) <= plain + 1
+    pieces = len(list(J.weighted(w).source.blocks())) / len(list(J.source.blocks()))
+    assert passes(J.weighted(w), w[:, None] * A) <= (pieces + 1) * plain
+    assert passes(J + J, 2 * A) <= 2 * (pieces + 1) * plain
 
 
 @methods

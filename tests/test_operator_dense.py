@@ -11,6 +11,8 @@ import torch
 from operator_cases import CASES, METHODS, close, dense, from_blocks, operator, smallest_budget, some
 from torch import Tensor
 
+from jacfn import JacfnError, JacfnTypeError
+
 D = torch.float64
 methods = pytest.mark.parametrize("method", METHODS)
 
@@ -128,15 +130,42 @@ def test_scipy(method: str) -> None:
     np.testing.assert_allclose(solution, wanted, rtol=1e-6, atol=1e-8)
 
 
+def test_scipy_with_any_array() -> None:
+    pytest.importorskip("scipy")
+    case = CASES["mlp"](6)
+    A = dense(case).numpy()
+    sp = operator(case).as_scipy()
+    v = some(A.shape[1], 2).numpy()
+    fixed = v.copy()
+    fixed.flags.writeable = False
+    for given in (v[::-1], v[:, ::-1], v[::-1, 0], v.astype(">f8"), fixed, v.astype(np.float32), np.asfortranarray(v)):
+        np.testing.assert_allclose(sp @ given, A @ given, rtol=1e-10, atol=1e-10)
+    for u in (v[:12] + 2j * v[12:24], (v[:12] + 2j * v[12:24])[:, 0]):
+        np.testing.assert_allclose(sp.H @ u, A.T @ u, rtol=1e-10, atol=1e-10)
+    with pytest.raises(JacfnTypeError, match=r"NumPy has no bfloat16; convert by J.astype"):
+        operator(case).astype(torch.bfloat16).as_scipy()
+
+
 @methods
 def test_singular_values(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of the three ways."""
+    """Each of the three ways, and the fewest bytes that lead to it."""
     case = CASES["mlp"](6)
-    wanted = torch.linalg.svdvals(dense(case))[:3]
+    wanted = torch.linalg.svdvals(dense(case))
     J = operator(case, method)
-    close(J.singular_values(3), wanted)
-    monkeypatch.setattr(J.source, "room", 8)
-    close(J.singular_values(3), wanted, scale=100)
-    pytest.importorskip("scipy")
-    monkeypatch.setattr("jacfn.operator.jacobian._SQUARE", 1)
-    close(J.singular_values(3), wanted, scale=100)
+    for room in (12 * 26 * 8, 3 * 12**2 * 8, 8):
+        monkeypatch.setattr(J.source, "room", room)
+        if room == 8:
+            pytest.importorskip("scipy")
+        close(J.singular_values(3), wanted[:3], scale=100)
+        if room > 8:
+            close(J.singular_values(12), wanted, scale=1e5)
+    with pytest.raises(JacfnError, match=r"k=12 is all singular values.*more memory"):
+        J.singular_values(12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_singular_values_in_half_precision(dtype: torch.dtype) -> None:
+    J = operator(CASES["mlp"](6), "quasilinear")
+    half = J.astype(dtype).singular_values(3)
+    assert half.dtype == dtype
+    torch.testing.assert_close(half.double(), J.singular_values(3), rtol=0.02, atol=0)

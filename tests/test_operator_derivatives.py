@@ -205,6 +205,44 @@ def test_of_vectors_where_the_point_carries_none(method: str) -> None:
     assert J.rmv(torch.ones(20, dtype=D, requires_grad=True)).requires_grad
 
 
+ROOMS = {"dense": 1 << 20, "inner products": 900, "Lanczos": 8}  # bytes that lead to each way
+
+
+@methods
+@pytest.mark.parametrize("way", ROOMS)
+def test_of_singular_values(way: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("scipy")
+    tracked = {name: leaf.clone().requires_grad_() for name, leaf in P0.items()}
+    leaves = list(tracked.values())
+
+    def values(p: Any) -> Tensor:
+        J = jacobian_operator(fn, p, X, in_dims=(None, 0), method=method)
+        monkeypatch.setattr(J.source, "room", ROOMS[way])
+        return J.singular_values(2).sin().sum()
+
+    wanted = gradients(torch.linalg.svdvals(matrix(tracked, X))[:2].sin().sum(), leaves)
+    torch.testing.assert_close(gradients(values(tracked), leaves), wanted, rtol=1e-6, atol=1e-6)
+    if way == "Lanczos":
+        with pytest.raises(JacfnError, match="SciPy, which cannot be transformed"):
+            grad(values)(P0)
+    else:
+        torch.testing.assert_close(ravel(grad(values)(P0)), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_of_singular_values_that_are_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there are samples: an output that is zero has zero rows."""
+
+    def outputs(w: Tensor, x: Tensor) -> Tensor:
+        return torch.stack([(w.pow(2) * x).sum(), (0 * w * x).sum()])
+
+    tracked = some(20).requires_grad_()
+    J = jacobian_operator(outputs, tracked, some(2, 20), in_dims=(None, 0))
+    monkeypatch.setattr(J.source, "room", 3 * 4**2 * 8)
+    (got,) = torch.autograd.grad(J.singular_values(4).sum(), tracked)
+    assert torch.isfinite(got).all()
+    assert got.abs().min() > 0
+
+
 def test_row_norms_of_rows_that_cancel() -> None:
     """Not nan, though sums of squares may come out below zero."""
     tokens = torch.randn(3, 1, 64, dtype=D).expand(3, 6, 64).contiguous()

@@ -24,6 +24,10 @@ def made(**options: Any) -> Any:
     return jacobian_operator(CASE.fn, CASE.params, CASE.x, in_dims=(None, 0), **options)
 
 
+def of_two(first: str, second: str) -> Any:
+    return jacobian_operator(lambda p: p["a"] * p["b"], {first: ones(2), second: ones(2)})
+
+
 REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: J.mv(ones(P + 1, dtype=D)),
@@ -83,11 +87,25 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: J + J.restrict(leaves=["0.bias"]), JacfnValueError, r"\+: columns differ"),
     (lambda: J + 1, TypeError, "unsupported operand"),
     (lambda: J - 1, TypeError, "unsupported operand"),
-    (lambda: J * "a", JacfnTypeError, r"J \* c: c must be a number"),
+    (lambda: J * "a", JacfnTypeError, r"J \* c: c must be a real number"),
     (
         lambda: J * ones(M),
         JacfnTypeError,
-        r"J \* c: c must be a number, got a tensor of shape \(10,\); weighted\(\) scales rows",
+        r"J \* c: c must be a real number, got a tensor of shape \(10,\); weighted\(\) scales rows",
+    ),
+    (lambda: J * 1j, JacfnTypeError, "c must be a real number, got complex"),
+    (lambda: J * torch.tensor(1j), JacfnTypeError, "c must be a real number, got one of torch.complex64"),
+    (lambda: J / torch.tensor(1j), JacfnTypeError, "c must be a real number, got one of torch.complex64"),
+    (
+        lambda: of_two("a", "b").gram(of_two("b", "a")),
+        JacfnValueError,
+        r"gram: the same leaves in another order, a, b and b, a; restrict\(leaves=...\)",
+    ),
+    (lambda: of_two("a", "b") + of_two("b", "a"), JacfnValueError, r"\+: the same leaves in another order"),
+    (
+        lambda: jacobian_operator(lambda p, x: x, {}, ones(2, 3), in_dims=(None, 0)),
+        JacfnTypeError,
+        "the differentiated arguments hold no tensors",
     ),
     (lambda: J.astype(torch.int32), JacfnTypeError, "floating-point"),
     (lambda: J.materialize(out=ones(M, P + 1, dtype=D)), JacfnValueError, r"out must be .*\(10, 26\), got \(10, 27\)"),

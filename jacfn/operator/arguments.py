@@ -14,6 +14,7 @@ from jacfn._binding import check_positive
 from jacfn._errors import JacfnTypeError, JacfnValueError
 from jacfn._memory import repeats
 from jacfn._selection import frozen, select
+from jacfn._torch import inside_transform
 from jacfn._tree import LeafType
 from jacfn.operator.source import Source
 from jacfn.operator.vectors import Vectors
@@ -33,6 +34,10 @@ class Operator(Protocol):
     @property
     def columns(self) -> Vectors:
         """The side of the arguments."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the leaves."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -66,6 +71,11 @@ def check_columns(a: Operator, b: Any, what: str) -> None:
     mine, its = ([kind.shape for kind in operator.columns.kinds] for operator in (a, b))
     if mine != its:
         raise JacfnValueError(f"{what}: columns differ, leaves of shapes {mine} and {its}")
+    if a.names != b.names and sorted(a.names) == sorted(b.names):
+        raise JacfnValueError(
+            f"{what}: the same leaves in another order, {', '.join(a.names)} and {', '.join(b.names)}; "
+            "restrict(leaves=...) of one of them to the other's names"
+        )
     if a.dtype != b.dtype or a.device != b.device:
         raise JacfnTypeError(f"{what}: {a.dtype} on {a.device} and {b.dtype} on {b.device}; convert one of them")
 
@@ -101,6 +111,11 @@ def weights(given: Any, operator: Operator) -> Tensor:
     if shape == (n, k, k) or (operator.rows.samples is None and shape == (k, k)):
         return given.reshape(n, k, k)
     raise JacfnValueError(f"weights must have shape {wanted}, got {shape}")
+
+
+def own(given: Tensor) -> Tensor:
+    """A copy, which nobody else can change; what carries derivatives stays as it is."""
+    return given if given.requires_grad or inside_transform() else given.clone()
 
 
 def places(given: Any, operator: Operator) -> Tensor:
@@ -144,10 +159,18 @@ def masks(given: Any, columns: Vectors) -> list[Tensor]:
 
 
 def check_factor(factor: Any) -> None:
-    """A number."""
-    if not isinstance(factor, Real) and not (isinstance(factor, Tensor) and not factor.ndim):
-        got = f"a tensor of shape {tuple(factor.shape)}" if isinstance(factor, Tensor) else type(factor).__name__
-        raise JacfnTypeError(f"J * c: c must be a number, got {got}; weighted() scales rows, column_weighted() columns")
+    """A real number."""
+    if isinstance(factor, Tensor):
+        if not factor.ndim and not factor.is_complex():
+            return
+        got = f"a tensor of shape {tuple(factor.shape)}" if factor.ndim else f"one of {factor.dtype}"
+    elif isinstance(factor, Real):
+        return
+    else:
+        got = type(factor).__name__
+    raise JacfnTypeError(
+        f"J * c: c must be a real number, got {got}; weighted() scales rows, column_weighted() columns"
+    )
 
 
 def check_count(k: Any, most: int) -> None:

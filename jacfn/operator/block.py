@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -52,21 +52,21 @@ class Block:
         """``(rows, P)`` in new memory."""
         return torch.cat([leaf.dense().reshape(self.size, leaf.size) for leaf in self.leaves], 1)
 
-    def materialized(self) -> Tensor:
+    def materialized(self, room: int) -> Tensor:
         """The same, written once into memory for large results where it carries no derivatives."""
         if not self.in_place:
             return self.dense()
         like = self.leaves[0]
         out = empty(LeafType((self.size, sum(leaf.size for leaf in self.leaves)), like.dtype, like.device))
-        self.write(out)
+        self.write(out, room)
         return out
 
-    def write(self, out: Tensor) -> None:
-        """The same into ``out``, every element once."""
+    def write(self, out: Tensor, room: int) -> None:
+        """The same into ``out``, every element once, with temporaries of ``room`` bytes."""
         low = 0
         for leaf in self.leaves:
             high = low + leaf.size
-            leaf.write(out[:, low:high].view(leaf.shape))
+            leaf.write(out[:, low:high].view(leaf.shape), room)
             low = high
 
     def part(self, samples: slice, rows: slice) -> Block:
@@ -100,11 +100,28 @@ class Block:
 
 def held_bytes(blocks: Sequence[Block], given: Sequence[Tensor] = ()) -> int:
     """Of all tensors that the blocks hold, shared ones once, without those that are views of what was given."""
-    held = (x for block in blocks for leaf in block.leaves for x in leaf.tensors())
-    storages = {base_tensor(x).untyped_storage(): None for x in held}
-    for x in given:
-        storages.pop(base_tensor(x).untyped_storage(), None)
-    return sum(storage.nbytes() for storage in storages)
+    return sum(storage.nbytes() for storage in memory_of(tensors_of(blocks)) - memory_of(given))
+
+
+def tensors_of(blocks: Sequence[Block]) -> Iterator[Tensor]:
+    """All that they hold."""
+    return (x for block in blocks for leaf in block.leaves for x in leaf.tensors())
+
+
+def memory_of(tensors: Iterable[Tensor]) -> set[torch.UntypedStorage]:
+    """Views of the same memory count once."""
+    return {base_tensor(x).untyped_storage() for x in tensors}
+
+
+def rows_within(block: Block, room: int) -> int:
+    """How many of its rows hold a quarter of the room; those of one sample at least."""
+    n, r = block.grid
+    return max(block.size * room // max(4 * held_bytes([block]), 1), r if n > 1 else block.size)
+
+
+def row_bytes(kinds: Sequence[LeafType]) -> int:
+    """Of one dense row."""
+    return sum(kind.size * kind.dtype.itemsize for kind in kinds)
 
 
 def in_order(places: Sequence[Rows], parts: Sequence[Tensor]) -> Tensor:

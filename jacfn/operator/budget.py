@@ -17,7 +17,7 @@ from jacfn._errors import JacfnValueError
 from jacfn._evaluate import Method, Options
 from jacfn._memory import USABLE, Chunks, plan, predict
 from jacfn._torch import inside_transform
-from jacfn.operator.block import Block, held_bytes
+from jacfn.operator.block import Block, held_bytes, row_bytes
 from jacfn.operator.passes import blocks_of
 
 
@@ -86,7 +86,7 @@ def _within(method: Method, bound: Bound, budget: int, hold: bool) -> Plan:
 
         return predict(run)
 
-    row = sum(kind.size * kind.dtype.itemsize for kind in bound.leaf_types)
+    row = row_bytes(bound.leaf_types)
     peak(1, 1)
     forward = method.axis != 1  # a pass for columns serves all samples
     whole: Chunks | None = None

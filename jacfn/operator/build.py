@@ -20,6 +20,7 @@ from jacfn.auto import choose_method
 from jacfn.dense import forward_method, reverse_method
 from jacfn.operator.block import Block
 from jacfn.operator.budget import ALL_ROWS, Plan, plan_for
+from jacfn.operator.given import Given
 from jacfn.operator.jacobian import JacobianOperator
 from jacfn.operator.passes import blocks_of
 from jacfn.operator.source import Held, Products, Source, Streamed
@@ -48,7 +49,7 @@ def jacobian_operator(
 
     Args:
         fn: ``fn(*primals) -> output``, pure; pytrees of floating-point tensors of one dtype in and out.
-        primals: the point. Tensors are not copied: changing them in place later changes what is made again later.
+        primals: the point. Tensors are not copied: an operator refuses to answer from what was changed in place since.
         argnums: which primals to differentiate, an int or a tuple of ints.
         in_dims: which primals carry samples, as in :func:`torch.func.vmap`: ``fn`` is then a function of one sample.
             The differentiated ones must be shared by the samples.
@@ -132,7 +133,7 @@ class _Maker:
             value = [leaf.detach() for leaf in value]
         rows = self._rows(value)
         return JacobianOperator(
-            self._source(plan, held, rows.size),
+            self._source(plan, held, rows.size, value),
             rows,
             Vectors(tuple(self.bound.leaf_types), self.bound.spec),
             tuple(_tree.dotted_names(self.bound.spec)),
@@ -140,17 +141,18 @@ class _Maker:
             _tree.unflatten(self.bound.outputs.spec, value),
         )
 
-    def _source(self, plan: Plan, held: list[Block], count: int) -> Source:
+    def _source(self, plan: Plan, held: list[Block], count: int, value: list[Tensor]) -> Source:
         kinds = self.bound.leaf_types
+        arguments = [*self.bound.leaves, *self.bound.data]
         if plan.hold:
-            return Held(held, count, kinds, plan.room, [*self.bound.leaves, *self.bound.data])
+            return Held(held, count, kinds, plan.room, Given(arguments, value))
 
         def make(skip: int) -> Iterator[Block]:
             return self._again(plan.chunks, skip)
 
         if self.method == "products":
-            return Products(self.bound, plan.chunks.samples, self._tracking(), make, count, plan.room)
-        return Streamed(make, count, kinds, plan.room)
+            return Products(self.bound, plan.chunks.samples, self._tracking(), make, count, plan.room, Given(arguments))
+        return Streamed(make, count, kinds, plan.room, Given(arguments))
 
     def _again(self, chunks: Chunks, skip: int) -> Iterator[Block]:
         """The blocks from number ``skip`` on; blocks with rows of one sample are passed over."""
@@ -190,6 +192,10 @@ class _Maker:
 
 
 def _check(bound: Bound) -> None:
+    if not bound.leaves:
+        raise JacfnTypeError(
+            "the differentiated arguments hold no tensors, so that there are no columns: choose others by argnums"
+        )
     if any(bound.leaves_mapped):
         name = next(name for name, mapped in zip(bound.names, bound.leaves_mapped, strict=True) if mapped)
         raise JacfnValueError(

@@ -7,14 +7,16 @@ whole is one of the part, with something done before or after.
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from jacfn._errors import JacfnError
 from jacfn._tree import LeafType
-from jacfn.operator.block import Block, held_bytes
+from jacfn.operator.block import Block, memory_of, row_bytes, rows_within
 from jacfn.operator.columns import by_leaf, side_by_side
 from jacfn.operator.passes import dense_leaf
 from jacfn.operator.source import Columns, Held, Source
@@ -22,36 +24,47 @@ from jacfn.quasilinear.factors import Leaf
 
 
 class Change(Source):
-    """A source made from ``base`` block by block."""
+    """A source made from ``base`` block by block; ``kept`` are the tensors that it takes to make it."""
 
-    def __init__(self, base: Source, count: int | None = None, kinds: Sequence[LeafType] | None = None) -> None:
+    def __init__(
+        self,
+        base: Source,
+        count: int | None = None,
+        kinds: Sequence[LeafType] | None = None,
+        kept: Sequence[Tensor] = (),
+    ) -> None:
         super().__init__(base.count if count is None else count, base.kinds if kinds is None else kinds, base.room)
         self.base = base
         self.matrix_free = base.matrix_free
+        self._kept = kept
+        self._ends: list[int] = []  # how many blocks there are up to the end of each block of the base, once known
 
     def block(self, block: Block) -> Block | None:
         """What becomes of a block of the base; None where nothing is left of it."""
         raise NotImplementedError
 
+    def pieces(self, block: Block) -> Iterator[Block]:
+        """A block of the base in so few rows at once that what is made of them fits into the room."""
+        return block.pieces(rows_within(block, self.room))
+
     def blocks(self, skip: int = 0) -> Iterator[Block]:
-        """Changed, one after the other: so few rows at once that what is made of them fits into the room."""
-        changed = (self.block(piece) for block in self.base.blocks() for piece in _small(block, self.room))
-        for number, block in enumerate(block for block in changed if block is not None):
-            if number >= skip:
-                yield block
+        """Changed, one after the other, from the block of the base on in which number ``skip`` lies."""
+        first = bisect_right(self._ends, skip)
+        number = self._ends[first - 1] if first else 0
+        for place, block in enumerate(self.base.blocks(first), start=first):
+            for piece in self.pieces(block):
+                changed = self.block(piece)
+                if changed is None:
+                    continue
+                if number >= skip:
+                    yield changed
+                number += 1
+            if place == len(self._ends):
+                self._ends.append(number)
 
-    @property
-    def held(self) -> int:
-        """By the base."""
-        return self.base.held
-
-
-def _small(block: Block, room: int) -> Iterator[Block]:
-    """Pieces of a block that hold a quarter of the room each, or one sample."""
-    held = held_bytes([block])
-    n, r = block.grid
-    most = max(block.size * room // max(4 * held, 1), r if n > 1 else block.size)
-    return block.pieces(most)
+    def memory(self) -> set[torch.UntypedStorage]:
+        """That of the base, and what the change needs."""
+        return self.base.memory() | memory_of(self._kept)
 
 
 def settled(change: Change) -> Source:
@@ -86,7 +99,7 @@ class Weighted(Change):
     """``w J`` with a weight ``(M,)`` for each row, or a matrix ``(N, K, K)`` for the rows of each sample."""
 
     def __init__(self, base: Source, weights: Tensor) -> None:
-        super().__init__(base)
+        super().__init__(base, kept=[weights])
         self._weights = weights
 
     def block(self, block: Block) -> Block:
@@ -127,7 +140,7 @@ class Restricted(Change):
     """The rows at ``places``, in this order."""
 
     def __init__(self, base: Source, places: Tensor) -> None:
-        super().__init__(base, count=len(places))
+        super().__init__(base, count=len(places), kept=[places])
         self._places = places
 
     def block(self, block: Block) -> Block | None:
@@ -165,15 +178,15 @@ class Restricted(Change):
 
 
 class SomeLeaves(Change):
-    """The columns of the leaves ``kept``."""
+    """The columns of the leaves ``chosen``."""
 
-    def __init__(self, base: Source, kept: Sequence[int]) -> None:
-        super().__init__(base, kinds=[base.kinds[i] for i in kept])
-        self._kept = kept
+    def __init__(self, base: Source, chosen: Sequence[int]) -> None:
+        super().__init__(base, kinds=[base.kinds[i] for i in chosen])
+        self._chosen = chosen
 
     def block(self, block: Block) -> Block:
         """Without the other leaves."""
-        return block.over([block.leaves[i] for i in self._kept])
+        return block.over([block.leaves[i] for i in self._chosen])
 
     def mv(self, stacks: Columns) -> Tensor:
         """Zeros for the other leaves, where the base needs no blocks."""
@@ -181,20 +194,23 @@ class SomeLeaves(Change):
             return super().mv(stacks)
         lead = stacks[0].shape[0]
         whole = [torch.zeros(lead, *kind.shape, dtype=kind.dtype, device=kind.device) for kind in self.base.kinds]
-        for i, stack in zip(self._kept, stacks, strict=True):
+        for i, stack in zip(self._chosen, stacks, strict=True):
             whole[i] = stack
         return self.base.mv(whole)
 
     def rmv(self, cotangents: Tensor) -> Tensor:
-        """Those of the kept leaves."""
+        """Those of the chosen leaves."""
         if not self.matrix_free:
             return super().rmv(cotangents)
         whole = by_leaf(self.base.rmv(cotangents), self.base.kinds)
-        return side_by_side([whole[i] for i in self._kept])
+        return side_by_side([whole[i] for i in self._chosen])
 
 
 class ByColumns(Change):
-    """Something done to the columns: ``dense`` to rows ``(..., *leaf)``, ``spread`` to vectors before ``J v``."""
+    """``J C``: ``dense`` takes rows ``(..., *leaf)`` to the new columns, ``spread`` vectors back, before ``J v``.
+
+    ``kept`` are weights or masks of the base's columns.
+    """
 
     def __init__(
         self,
@@ -202,21 +218,23 @@ class ByColumns(Change):
         kinds: Sequence[LeafType],
         dense: Callable[[int, Tensor], Tensor],
         spread: Callable[[int, Tensor], Tensor],
+        kept: Sequence[Tensor],
     ) -> None:
-        super().__init__(base, kinds=kinds)
+        super().__init__(base, kinds=kinds, kept=kept)
         self._dense, self._spread = dense, spread
+
+    @property
+    def squares(self) -> list[Tensor]:
+        """The diagonal ``C Cᵀ``, in pieces of the base's leaves."""
+        return [x.square() if x.is_floating_point() else x.to(self.kinds[0].dtype) for x in self._kept]
 
     def block(self, block: Block) -> Block:
         """Rows written out, leaf by leaf."""
         return block.over([self._leaf(i, leaf) for i, leaf in enumerate(block.leaves)])
 
-    def blocks(self, skip: int = 0) -> Iterator[Block]:
-        """In pieces whose rows fit into the room."""
-        width = sum(kind.size * kind.dtype.itemsize for kind in self.base.kinds)
-        pieces = (piece for block in self.base.blocks() for piece in block.pieces(self.room // max(4 * width, 1)))
-        for number, piece in enumerate(pieces):
-            if number >= skip:
-                yield self.block(piece)
+    def pieces(self, block: Block) -> Iterator[Block]:
+        """Those whose rows fit into the room."""
+        return block.pieces(self.room // max(4 * row_bytes(self.base.kinds), 1))
 
     def _leaf(self, number: int, leaf: Leaf) -> Leaf:
         return dense_leaf(self._dense(number, leaf.dense()))
@@ -237,7 +255,7 @@ def column_weighted(base: Source, weights: Sequence[Tensor]) -> Source:
     def scale(number: int, rows: Tensor) -> Tensor:
         return rows * weights[number]
 
-    return ByColumns(base, base.kinds, scale, scale)
+    return ByColumns(base, base.kinds, scale, scale, weights)
 
 
 def masked(base: Source, masks: Sequence[Tensor]) -> Source:
@@ -253,7 +271,7 @@ def masked(base: Source, masks: Sequence[Tensor]) -> Source:
         whole = stack.new_zeros(len(stack), kind.size).index_add(1, places, stack)
         return whole.reshape(len(stack), *kind.shape)
 
-    return ByColumns(base, kinds, chosen, spread)
+    return ByColumns(base, kinds, chosen, spread, masks)
 
 
 class Converted(Change):
@@ -288,26 +306,45 @@ class Sum(Source):
     """``A + B`` for operators with the same rows and columns."""
 
     def __init__(self, a: Source, b: Source) -> None:
-        super().__init__(a.count, a.kinds, a.room)
+        super().__init__(a.count, a.kinds, min(a.room, b.room) // 2)  # blocks of both are there at once
         self._a, self._b = a, b
         self.matrix_free = a.matrix_free or b.matrix_free
+        self._starts = {(0, 0, 0)}  # numbers of blocks of the sum, of a and of b that begin at the same row
 
-    @property
-    def held(self) -> int:
-        """By both."""
-        return self._a.held + self._b.held
+    def memory(self) -> set[torch.UntypedStorage]:
+        """That of both."""
+        return self._a.memory() | self._b.memory()
 
     def blocks(self, skip: int = 0) -> Iterator[Block]:
-        """Where both come in the same blocks, one by one; else the rows of each block of the one are sought."""
-        for number, block in enumerate(self._a.blocks(skip), start=skip):
-            other = next(self._b.blocks(number), None)
-            if other is None or other.grid != block.grid or not _same_rows(other, block):
-                block, other = self._sought(block)
-            leaves = [mine.plus(its) for mine, its in zip(block.leaves, other.leaves, strict=True)]
-            yield block.over(leaves)
+        """Both are cut where either ends; what cannot be cut alike is sought, a few rows at a time."""
+        number, i, j = max(start for start in self._starts if start[0] <= skip)
+        first, second = self._a.blocks(i), self._b.blocks(j)
+        mine: Block | None = None
+        its: Block | None = None
+        while True:
+            if mine is None and its is None:
+                self._starts.add((number, i, j))
+            if mine is None:
+                mine, i = next(first, None), i + 1
+            if its is None:
+                its, j = next(second, None), j + 1
+            samples = _common(mine, its)
+            if mine is None or its is None or samples is None:
+                break
+            samples = min(samples, max(rows_within(mine, 2 * self.room) // max(mine.grid[1], 1), 1))
+            x, mine = _cut(mine, samples)
+            y, its = _cut(its, samples)
+            if number >= skip:
+                yield _added(x, y)
+            number += 1
+        for block in first if mine is None else chain([mine], first):
+            for piece in block.pieces(max(self.room // max(4 * row_bytes(self.kinds), 1), block.grid[1])):
+                if number >= skip:
+                    yield _added(piece, self._sought(piece))
+                number += 1
 
-    def _sought(self, block: Block) -> tuple[Block, Block]:
-        """Both as rows of their own, in the order of the first."""
+    def _sought(self, block: Block) -> Block:
+        """The same rows of the other, dense."""
         places = block.places(self.kinds[0].device)
         found = list(Restricted(self._b, places).blocks())
         order = torch.cat([part.places(places.device) for part in found]).argsort()
@@ -315,7 +352,7 @@ class Sum(Source):
         for parts in zip(*(part.leaves for part in found), strict=True):
             rows = torch.cat([part.dense() for part in parts])[order]
             leaves.append(dense_leaf(rows.reshape(*block.grid, *rows.shape[2:])))
-        return block, block.over(leaves)
+        return block.over(leaves)
 
     def mv(self, stacks: Columns) -> Tensor:
         """One after the other."""
@@ -326,7 +363,26 @@ class Sum(Source):
         return self._a.rmv(cotangents) + self._b.rmv(cotangents)
 
 
-def _same_rows(a: Block, b: Block) -> bool:
+def _common(a: Block | None, b: Block | None) -> int | None:
+    """With how many samples both have the same rows; None where they begin at others, or have others of a sample."""
+    if a is None or b is None or a.grid[1] != b.grid[1]:
+        return None
+    samples = min(a.grid[0], b.grid[0])
+    size = samples * a.grid[1]
+    if isinstance(a.rows, Tensor) and isinstance(b.rows, Tensor):
+        return samples if torch.equal(a.rows[:size], b.rows[:size]) else None
     if isinstance(a.rows, Tensor) or isinstance(b.rows, Tensor):
-        return isinstance(a.rows, Tensor) and isinstance(b.rows, Tensor) and torch.equal(a.rows, b.rows)
-    return a.rows == b.rows
+        return None
+    return samples if a.rows.start == b.rows.start else None
+
+
+def _cut(block: Block, samples: int) -> tuple[Block, Block | None]:
+    """So many samples, and the rest."""
+    n, r = block.grid
+    if samples >= n:
+        return block, None
+    return block.part(slice(0, samples), slice(0, r)), block.part(slice(samples, n), slice(0, r))
+
+
+def _added(a: Block, b: Block) -> Block:
+    return a.over([mine.plus(its) for mine, its in zip(a.leaves, b.leaves, strict=True)])

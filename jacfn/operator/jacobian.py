@@ -14,16 +14,15 @@ from jacfn._errors import JacfnError, JacfnTypeError, JacfnValueError
 from jacfn._memory import Budget, empty, parse_budget
 from jacfn._tree import LeafType
 from jacfn.operator import arguments, changes
-from jacfn.operator.block import Block, in_order
+from jacfn.operator.block import Block, in_order, row_bytes
 from jacfn.operator.changes import settled
 from jacfn.operator.columns import ColumnSums, root
 from jacfn.operator.pairs import add_normal, inner_products
 from jacfn.operator.source import Source
 from jacfn.operator.sums import mirror
 from jacfn.operator.vectors import Vectors
+from jacfn.operator.weighted import gram_by_columns
 from jacfn.operator.with_scipy import as_scipy, largest_singular_values
-
-_SQUARE = 8192  # the largest side of a matrix of inner products that is decomposed
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -119,6 +118,8 @@ class JacobianOperator:
         """``J Jᵀ``, ``(M, M)``, or ``J otherᵀ``, ``(M, M')``, for an operator with the same columns."""
         if other is not None:
             arguments.check_columns(self, other, "gram")
+        elif (found := gram_by_columns(self.source)) is not None:
+            return found
         return inner_products(self.source, None if other is None else other.source, "full", 0, None)
 
     def normal(self, weights: Tensor | None = None) -> Tensor:
@@ -145,6 +146,8 @@ class JacobianOperator:
 
         Where the positions of a layer cancel, it is exact to the root of the rounding of its terms' squares.
         """
+        if self.dtype.itemsize == 2:
+            return self.astype(torch.float32).row_norms().to(self.dtype)  # squares overflow earlier than their root
         places, parts = [], []
         for block in self.source.blocks():
             squares = [leaf.row_squares(self.source.room) for leaf in block.leaves]
@@ -154,23 +157,27 @@ class JacobianOperator:
 
     def column_norms(self) -> Tensor:
         """The Euclidean norm of every column, ``(P,)``."""
+        if self.dtype.itemsize == 2:
+            return self.astype(torch.float32).column_norms().to(self.dtype)
         return root(self._column_sums((block, None) for block in self.source.blocks()))
 
     def singular_values(self, k: int) -> Tensor:
         """The ``k`` largest singular values, in descending order.
 
         From the dense matrix where that is small; from the smaller of ``J Jᵀ`` and ``JᵀJ`` where that is (relative to
-        the largest, values below the root of the rounding unit are lost); else by Lanczos steps, which needs SciPy.
+        the largest, values below the root of the rounding unit are lost); else by Lanczos steps: not all, by SciPy.
         """
         m, p = self.shape
         arguments.check_count(k, min(m, p))
+        if self.dtype.itemsize == 2:  # no decompositions
+            return self.astype(torch.float32).singular_values(k).to(self.dtype)
         if m * p * self.dtype.itemsize <= self.source.room:
             values: Tensor = torch.linalg.svdvals(self.materialize())
             return values[:k]
-        if min(m, p) > _SQUARE:
+        if 3 * min(m, p) ** 2 * self.dtype.itemsize > self.source.room:  # the matrix, and what decomposing it takes
             return largest_singular_values(self, k)
         squares: Tensor = torch.linalg.eigvalsh(self.gram() if m <= p else self.normal())
-        return squares.flip(0)[:k].clamp(min=0).sqrt()
+        return root(squares.flip(0)[:k])
 
     # --- dense
 
@@ -186,9 +193,10 @@ class JacobianOperator:
                 continue
             out = empty(LeafType(self.shape, self.dtype, self.device)) if out is None else out
             if isinstance(block.rows, slice):
-                block.write(out[block.rows])
-            else:
-                out[block.rows] = block.dense()
+                block.write(out[block.rows], self.source.room)
+                continue
+            for piece in block.pieces(self.source.room // (4 * row_bytes(self.source.kinds))):
+                out[piece.rows] = piece.dense()
         if not parts:
             assert out is not None
             return out
@@ -228,7 +236,7 @@ class JacobianOperator:
         most = arguments.rows_at_once(self, chunk_size, parse_budget(memory))
         for block in self.source.blocks():
             for piece in block.pieces(most):
-                yield piece.rows, piece.materialized()
+                yield piece.rows, piece.materialized(self.source.room)
 
     def as_scipy(self) -> Any:
         """A :class:`scipy.sparse.linalg.LinearOperator` (needs SciPy)."""
@@ -238,14 +246,14 @@ class JacobianOperator:
 
     def weighted(self, weights: Tensor) -> JacobianOperator:
         """``W J``: rows scaled by ``(M,)`` (or ``(N, K)``), or mixed within each sample by blocks ``(N, K, K)``."""
-        return self._with(settled(changes.Weighted(self.source, arguments.weights(weights, self))))
+        return self._with(settled(changes.Weighted(self.source, arguments.own(arguments.weights(weights, self)))))
 
     def column_weighted(self, weights: Any) -> JacobianOperator:
         """``J diag(d)`` for ``d`` with the structure of the arguments, or flat ``(P,)``."""
         flat, form = self.columns.parse(weights, "weights")
         if form.stacked:
             raise JacfnValueError("weights must be one vector, not a stack of them")
-        pieces = [stack[0] for stack in self.columns.stacks(flat)]
+        pieces = [stack[0] for stack in self.columns.stacks(arguments.own(flat))]
         return self._with(changes.column_weighted(self.source, pieces))
 
     def restrict(self, *, rows: Any = None, leaves: Any = None, mask: Any = None) -> JacobianOperator:
@@ -266,7 +274,8 @@ class JacobianOperator:
         if leaves is not None:
             result = result._restricted(arguments.leaves(leaves, result.names))
         if mask is not None:
-            source = changes.masked(result.source, arguments.masks(mask, result.columns))
+            masks = [arguments.own(one) for one in arguments.masks(mask, result.columns)]
+            source = changes.masked(result.source, masks)
             result = dataclasses.replace(result, source=source, columns=Vectors(source.kinds, None))
         return result
 
@@ -309,7 +318,8 @@ class JacobianOperator:
     def __mul__(self, factor: float | Tensor) -> JacobianOperator:
         """``c J``."""
         arguments.check_factor(factor)
-        return self._with(settled(changes.Scaled(self.source, factor)))
+        own = arguments.own(factor) if isinstance(factor, Tensor) else factor
+        return self._with(settled(changes.Scaled(self.source, own)))
 
     __rmul__ = __mul__
 

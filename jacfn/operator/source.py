@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -13,8 +14,9 @@ from jacfn._evaluate import Tracking
 from jacfn._products import Linearisation, push
 from jacfn._torch import inside_transform
 from jacfn._tree import LeafType
-from jacfn.operator.block import Block, held_bytes, in_order
+from jacfn.operator.block import Block, in_order, memory_of, tensors_of
 from jacfn.operator.columns import ColumnSums
+from jacfn.operator.given import Given
 
 Columns = list[Tensor]  # a stack (S, *leaf) for each leaf
 
@@ -38,10 +40,14 @@ class Source:
         """The blocks, without the first ``skip``."""
         raise NotImplementedError
 
+    def memory(self) -> set[torch.UntypedStorage]:
+        """What is held between uses, without what the caller gave."""
+        return set()
+
     @property
     def held(self) -> int:
-        """Bytes that are held between uses."""
-        return 0
+        """Its bytes."""
+        return sum(storage.nbytes() for storage in self.memory())
 
     def mv(self, stacks: Columns) -> Tensor:
         """``J v``, ``(M, S)``."""
@@ -60,7 +66,7 @@ class Source:
 
 
 class Held(Source):
-    """Blocks that were made once and are kept; ``given`` are the caller's tensors, which they may have views of."""
+    """Blocks that were made once and are kept; they may have views of what was ``given``."""
 
     def __init__(
         self,
@@ -68,32 +74,43 @@ class Held(Source):
         count: int,
         kinds: Sequence[LeafType],
         room: int,
-        given: Sequence[Tensor] = (),
+        given: Given,
     ) -> None:
         super().__init__(count, kinds, room)
         self._blocks, self.given = list(blocks), given
 
     def blocks(self, skip: int = 0) -> Iterator[Block]:
         """As they are."""
+        self._watched.check()
         return iter(self._blocks[skip:])
 
-    @property
-    def held(self) -> int:
+    @functools.cached_property
+    def _watched(self) -> Given:
+        """What factors are views of: other tensors may change."""
+        return self.given.sharing(memory_of(tensors_of(self._blocks)))
+
+    def memory(self) -> set[torch.UntypedStorage]:
         """Of the factors."""
-        return held_bytes(self._blocks, self.given)
+        return memory_of(tensors_of(self._blocks)) - memory_of(self.given.arguments)
 
 
 class Streamed(Source):
-    """Blocks that are made anew at each use; ``make(skip)`` makes them."""
+    """Blocks that are made anew at each use, from what was ``given``; ``make(skip)`` makes them."""
 
     def __init__(
-        self, make: Callable[[int], Iterator[Block]], count: int, kinds: Sequence[LeafType], room: int
+        self,
+        make: Callable[[int], Iterator[Block]],
+        count: int,
+        kinds: Sequence[LeafType],
+        room: int,
+        given: Given,
     ) -> None:
         super().__init__(count, kinds, room)
-        self._make = make
+        self._make, self._given = make, given
 
     def blocks(self, skip: int = 0) -> Iterator[Block]:
         """By passes through fn."""
+        self._given.check()
         return self._make(skip)
 
 
@@ -110,8 +127,9 @@ class Products(Streamed):
         make: Callable[[int], Iterator[Block]],
         count: int,
         room: int,
+        given: Given,
     ) -> None:
-        super().__init__(make, count, bound.leaf_types, room)
+        super().__init__(make, count, bound.leaf_types, room, given)
         self._bound, self._samples, self._tracking = bound, samples, tracking
 
     def mv(self, stacks: Columns) -> Tensor:
@@ -157,6 +175,7 @@ class Products(Streamed):
         return lambda leaves: call(list(leaves), block.data)
 
     def _parts(self) -> Iterator[Bound]:
+        self._given.check()
         if self._bound.samples is None:
             yield self._bound
             return

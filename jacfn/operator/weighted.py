@@ -17,10 +17,22 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from jacfn.operator.block import Block, as_places
+from jacfn._torch import inside_transform
+from jacfn.operator.block import Block, as_places, rows_within
+from jacfn.operator.changes import ByColumns
 from jacfn.operator.source import Source
 from jacfn.quasilinear.factors import Leaf, Matmul
 from jacfn.quasilinear.factors.terms import Product, only_product
+
+
+def gram_by_columns(source: Source) -> Tensor | None:
+    """``J C Cᵀ Jᵀ`` of ``J C``; None of anything else, and where derivatives are carried, which go by dense rows."""
+    if not isinstance(source, ByColumns):
+        return None
+    squares = source.squares
+    if inside_transform() or any(x.requires_grad for x in squares) or not next(source.base.blocks()).in_place:
+        return None
+    return weighted_gram(source.base, squares)
 
 
 def weighted_gram(source: Source, weights: Sequence[Tensor]) -> Tensor:
@@ -29,24 +41,35 @@ def weighted_gram(source: Source, weights: Sequence[Tensor]) -> Tensor:
     out = torch.zeros(source.count, source.count, dtype=kind.dtype, device=kind.device)
     for number, x in enumerate(source.blocks()):
         for y in chain([x], source.blocks(number + 1)):
-            product = _pair(x, y, weights, source.room)
-            left, right = as_places(x.rows, kind.device), as_places(y.rows, kind.device)
-            out[left[:, None], right] = product
-            if y is not x:
-                out[right[:, None], left] = product.T
+            for piece in x.pieces(rows_within(x, source.room)):
+                _add_pair(out, piece, y, weights, source.room, mirrored=y is not x)
     return out
 
 
-def _pair(x: Block, y: Block, weights: Sequence[Tensor], room: int) -> Tensor:
-    """``(rows, rows')`` of two blocks."""
-    out = torch.zeros(*x.grid, *y.grid, dtype=weights[0].dtype, device=weights[0].device)
+def _add_pair(out: Tensor, x: Block, y: Block, weights: Sequence[Tensor], room: int, *, mirrored: bool) -> None:
+    """The products of the rows of two blocks to their place, and to the transposed one."""
+    if isinstance(x.rows, slice) and isinstance(y.rows, slice):
+        target = out[x.rows, y.rows]
+        _add(target.view(*x.grid, *y.grid), x, y, weights, room)
+        if mirrored:
+            out[y.rows, x.rows] = target.T
+        return
+    target = out.new_zeros(x.size, y.size)
+    _add(target.view(*x.grid, *y.grid), x, y, weights, room)
+    left, right = as_places(x.rows, out.device), as_places(y.rows, out.device)
+    out[left[:, None], right] = target
+    if mirrored:
+        out[right[:, None], left] = target.T
+
+
+def _add(out: Tensor, x: Block, y: Block, weights: Sequence[Tensor], room: int) -> None:
+    """``(*grid, *grid')``, leaf by leaf."""
     for a, b, w in zip(x.leaves, y.leaves, weights, strict=True):
         p, q = _one_position(a), _one_position(b)
         if p is not None and q is not None and p.matches(q):
             _add_products(out, p, q, w)
         else:
             _add_rows(out, a, b, w, room)
-    return out.view(x.size, y.size)
 
 
 def _one_position(leaf: Leaf) -> Product | None:

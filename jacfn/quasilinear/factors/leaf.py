@@ -14,6 +14,7 @@ from jacfn._torch import inside_transform
 from jacfn.quasilinear.factors import norms
 from jacfn.quasilinear.factors.cuts import cuts
 from jacfn.quasilinear.factors.dense import Dense
+from jacfn.quasilinear.factors.matmul import Matmul
 from jacfn.quasilinear.factors.pointwise import Scale, Shift
 from jacfn.quasilinear.factors.terms import Term, joined, only_product
 
@@ -46,13 +47,29 @@ class Leaf:
 
     # --- dense ---
 
-    def write(self, out: Tensor) -> None:
+    def write(self, out: Tensor, room: int = _ROOM) -> None:
+        """Into ``out``, ``(N, R, *leaf)`` with contiguous leaves: straight, or by pieces made in ``room`` bytes."""
+        if self._writes_straight():
+            self._write(out)
+            return
+        for samples, pieces in self.parts(room):
+            for rows in pieces:
+                self.part(samples, rows)._write(out[samples, rows])
+
+    def _writes_straight(self) -> bool:
+        """Whether no rows are made elsewhere first."""
+        if len(self.terms) != 1:
+            return not self.terms
+        form, delta, _ = self.terms[0]
+        return isinstance(form, Dense) or (isinstance(form, Matmul) and form.writes_straight(delta))
+
+    def _write(self, out: Tensor) -> None:
         """The first term is written, the others are added."""
         for number, term in enumerate(self.terms):
             if number == 0:
                 term.form.write(term.delta, term.x, out)
             else:
-                out += term.rows().reshape(self.shape)
+                out += term.rows().reshape(out.shape)
         if not self.terms:
             out.zero_()
 

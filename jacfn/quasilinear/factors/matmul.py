@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from jacfn.quasilinear.factors.cuts import cuts
+
 
 class Layout(Protocol):
     """How ``y[g,t,o] = sum_i W[g,o,i] x[g,t,i]`` lays out its tensors; the weight's axes are G, O, I in this order."""
@@ -70,15 +72,21 @@ class Matmul:
         whole = out.view(n, r, g, *((i, o) if self.swapped else (o, i)))
         if t == 1:
             _outer(delta, x, self.swapped, whole)
-        elif g == 1 and not self.swapped:
+        elif self.writes_straight(delta):
             _batched(delta[:, :, 0].transpose(0, 1), x[:, 0], whole[:, :, 0])
         else:
             whole.copy_(self.rows(delta, x))
+
+    def writes_straight(self, delta: Tensor) -> bool:
+        """Whether ``write`` makes no rows elsewhere first."""
+        return delta.shape[3] == 1 or (delta.shape[2] == 1 and not self.swapped)
 
     def mv(self, delta: Tensor, x: Tensor, v: Tensor) -> Tensor:
         """``(N, R, S)``: the output's tangents ``v x``, then their products with the cotangents."""
         (r, n, g, t, o), i, s = delta.shape, x.shape[-1], len(v)
         innermost = s > 1 and v.stride(0) == 1
+        if s > 1 and g == 1 and o >= _WIDE and not self.swapped and v[0].is_contiguous():
+            return _one_by_one(delta.reshape(r, n, t * o), x.reshape(n * t, i), v.view(s, o, i))
         v = v.reshape(s, g, i, o) if self.swapped else v.reshape(s, g, o, i).transpose(2, 3)
         # The vectors become the last axis: of the tangents, or of the weight where that is smaller or has them there.
         late = n * t <= i and not innermost
@@ -109,6 +117,13 @@ class Matmul:
         return product.transpose(-1, -2) if self.swapped else product
 
 
+def _one_by_one(delta: Tensor, x: Tensor, v: Tensor) -> Tensor:
+    """``(N, R, S)`` for vectors that are contiguous each: a product for each of them, and no copy of them."""
+    tangents = (x @ v.mT).view(len(v), *delta.shape[1:])  # (S, N, T·O) <- (N·T, I) x (S, I, O)
+    # (N, R, S) <- (N, R, T·O) x (N, T·O, S)
+    return delta.transpose(0, 1) @ tangents.permute(1, 2, 0)
+
+
 def _outer(d: Tensor, x: Tensor, swapped: bool, out: Tensor | None = None) -> Tensor:
     """``(N, R, G, O, I)`` from one position: a product that is written once."""
     left, right = d.squeeze(3).transpose(0, 1), x.squeeze(2).unsqueeze(1)  # (N, R, G, O), (N, 1, G, I)
@@ -123,17 +138,19 @@ def _batched(d: Tensor, x: Tensor, out: Tensor) -> None:
     """``J[n,r,o,i] = sum_t d[n,r,t,o] x[n,t,i]`` into ``out``, whose samples are contiguous each.
 
     Whatever takes fewer calls: a product of all rows of a sample, or of a row of many samples by way of a buffer
-    that stays in the cache. Both read the input in place. Small products go all at once, with a copy of the input
+    that stays in the cache. Both read the input in place. Small products go many at once, with a copy of the input
     for every row.
     """
     n, r, t, o = d.shape
     i = x.shape[-1]
     piece = min(n, _BUFFER // max(o * i * out.element_size(), 1))  # samples
     if 2 * r * t * o * i <= _LARGE and out.is_contiguous():
-        # (N·R, O, I) <- (N·R, O, T) x (N·R, T, I)
-        stacked = d.reshape(n * r, t, o).transpose(1, 2)
-        repeated = x.unsqueeze(1).expand(n, r, t, i).reshape(n * r, t, i)
-        torch.bmm(stacked, repeated, out=out.view(n * r, o, i))
+        for block in cuts(n, _COPIES // max(r * t * (o + i) * out.element_size(), 1)):
+            m = block.stop - block.start
+            # (N·R, O, I) <- (N·R, O, T) x (N·R, T, I)
+            stacked = d[block].reshape(m * r, t, o).transpose(1, 2)
+            repeated = x[block].unsqueeze(1).expand(m, r, t, i).reshape(m * r, t, i)
+            torch.bmm(stacked, repeated, out=out[block].view(m * r, o, i))
     elif r * n < n * piece:
         buffer = out.new_empty(piece, o, i)
         for first in range(0, n, piece):
@@ -150,5 +167,7 @@ def _batched(d: Tensor, x: Tensor, out: Tensor) -> None:
 
 
 # Measured on two cores.
+_WIDE = 64  # outputs, from which on vectors one by one are faster than side by side
 _LARGE = 1 << 20  # operations in the product of a sample
 _BUFFER = 4 << 20  # bytes
+_COPIES = 8 << 20
