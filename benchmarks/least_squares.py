@@ -71,7 +71,8 @@ def _wide(options: argparse.Namespace) -> str:
 
 def _race(options: argparse.Namespace) -> str:
     problem = problems.sinc(options.samples, options.seed)
-    ways = {name: race.WAYS[name] for name in options.ways}
+    small = options.samples <= race.MOST_OF_PYPOSE
+    ways = {name: race.WAYS[name] for name in options.ways if small or name != race.PYPOSE}
     raced, failed = race.race(problem, options.patience, ways)
     more, others = in_jax.raced(problem, options.patience, options.jax, options.threads)
     raced, failed = raced | more, failed | others

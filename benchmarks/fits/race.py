@@ -163,6 +163,8 @@ WAYS: dict[str, Way] = {
 }
 #: The ways by Levenberg and Marquardt: those of the race with few samples.
 ALIKE = (OURS, GEODESIC, QR, CHOLESKY, SCIPY_LM, PYPOSE)
+#: Samples beyond which PyPose is left out: at 20,000 it takes more than 24 GiB before its first step.
+MOST_OF_PYPOSE = 5_000
 #: The ways that are raced from several starts.
 PAIR = (OURS, CHOLESKY)
 
@@ -229,7 +231,8 @@ step when it is {FIRST:g} s old is given up."""
 
 FEW = """\
 The race of the ways by Levenberg and Marquardt at fewer samples, where PyPose can run: each row of its Jacobian takes a
-backward pass of the whole batch, so that its time grows with the square of the number of samples."""
+backward pass of the whole batch, so that its time and its memory grow with the square of the number of samples. Above
+5,000 it is left out."""
 
 SEEDS = """\
 The race from the weights that each seed gives the network. lowest: the lowest loss. to lowest: seconds of
