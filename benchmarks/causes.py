@@ -16,10 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import jacfn
 
 from . import tables, timing
+from .arguments import some_of
 from .fits import problems
 from .floors import gemm_rate, outer_products
 from .methods import BASELINE, Run, named
-from .operator import _some_of as some_of
 from .operators.flat import operator
 from .operators.norms import passes
 from .works import WORKS, Work, build

@@ -17,10 +17,9 @@ from pathlib import Path
 import torch
 
 from . import tables
+from .arguments import numbers, some_of
 from .fits import budget, counts, curves, in_jax, pinn, plots, problems, race, steps
 from .jax_env import FOLDER
-from .operator import _numbers as numbers
-from .operator import _some_of as some_of
 
 #: All parts, in the order in which they are run.
 PARTS = ("sinc", "race", "few", "wide", "budget", "curves", "pinn", "counts")

@@ -17,6 +17,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import tables
+from .arguments import numbers, some_of
 from .jax_env import FOLDER
 from .memory import WORKS as LARGE
 from .operators import budget, in_jax, plots, scaling
@@ -46,32 +47,18 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     works = list(dict.fromkeys(name for part in TIMED.values() for name in part.works))
     parser = argparse.ArgumentParser(prog="python -m benchmarks.operator", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--parts", type=_some_of(PARTS), default=list(PARTS), metavar="A,B", help=f"of {','.join(PARTS)}")
-    add("--works", type=_some_of(works), default=works, metavar="A,B", help=f"networks of the timed parts: {works}")
+    add("--parts", type=some_of(PARTS), default=list(PARTS), metavar="A,B", help=f"of {','.join(PARTS)}")
+    add("--works", type=some_of(works), default=works, metavar="A,B", help=f"networks of the timed parts: {works}")
     add("--threads", type=int, default=2, help="threads of PyTorch (default 2)")
     add("--seconds", type=float, default=0.5, help="least time for each median (default 0.5)")
     add("--jax", type=Path, default=FOLDER, metavar="DIR", help=f"environments of JAX (default {FOLDER})")
-    add("--samples", type=_numbers, default=scaling.SAMPLES, metavar="N,N", help="of the scaling curve")
-    add("--widths", type=_numbers, default=scaling.WIDTHS, metavar="W,W", help="of the scaling curve")
+    add("--samples", type=numbers, default=scaling.SAMPLES, metavar="N,N", help="of the scaling curve")
+    add("--widths", type=numbers, default=scaling.WIDTHS, metavar="W,W", help="of the scaling curve")
     add("--budget", default="256MiB", help="of the memory part (default 256MiB)")
-    add("--memory-works", type=_some_of(LARGE), default=list(LARGE), metavar="A,B", help=f"of {','.join(LARGE)}")
+    add("--memory-works", type=some_of(LARGE), default=list(LARGE), metavar="A,B", help=f"of {','.join(LARGE)}")
     add("--save", type=Path, metavar="DIR", help="write operator.txt, operator.png and ntk.png there")
     add("--child", type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
-
-
-def _some_of(known: Sequence[str]) -> object:
-    def names(text: str) -> list[str]:
-        chosen = text.split(",")
-        if unknown := [name for name in chosen if name not in known]:
-            raise argparse.ArgumentTypeError(f"no {unknown[0]!r}; there are {', '.join(known)}")
-        return chosen
-
-    return names
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
 
 
 # --- the parts ------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +10,8 @@ import pytest
 import torch
 from scipy.optimize import curve_fit
 from torch import Tensor, nn
-from torch.func import jacfwd, jacrev
 
+from benchmarks.fits.pinn import poisson
 from jacfn import levenberg_marquardt, make_functional
 from jacfn.least_squares.damping import NAMES as DAMPINGS
 
@@ -269,36 +268,10 @@ def test_digits_better_than_by_ridge_regression() -> None:
 # --- a partial differential equation --------------------------------------------------------------
 
 
-def poisson_points() -> tuple[Tensor, Tensor]:
-    """900 points inside the unit square and 120 on its edge, and which are inside."""
-    s = torch.linspace(0, 1, 32, dtype=F64)[1:-1]
-    e, zero, one = (torch.arange(30, dtype=F64) + 0.5) / 30, torch.zeros(30, dtype=F64), torch.ones(30, dtype=F64)
-    sides = [torch.stack(pair, 1) for pair in ((e, zero), (e, one), (zero, e), (one, e))]
-    return torch.cat([torch.cartesian_prod(s, s), *sides]), torch.arange(1020) < 900
-
-
-def poisson_solution(x: Tensor) -> Tensor:
-    return (math.pi * x[..., 0]).sin() * (math.pi * x[..., 1]).sin()
-
-
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_poisson_equation_by_a_network(seed: int) -> None:
-    torch.manual_seed(seed)
-    network = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 1)).double()
-    fn, params = make_functional(network)
-    x, inside = poisson_points()
-    source = torch.where(inside, 2 * math.pi**2 * poisson_solution(x), 0.0)
-    count = torch.where(inside, 900.0, 120.0).double()  # means over the inside and over the edge
-
-    def residual(p: dict[str, Tensor], x: Tensor, inside: Tensor, source: Tensor, count: Tensor) -> Tensor:
-        """``-Δu - f`` inside and ``u`` on the edge: both at every point, which costs less than two functions."""
-        curvature = jacfwd(jacrev(lambda x: fn(p, x)[0]))(x).trace()
-        return torch.where(inside, -curvature - source, fn(p, x)[0]) / count.sqrt()
-
+    problem = poisson(seed)
     fit = levenberg_marquardt(
-        residual, params, x, inside, source, count, in_dims=(None, 0, 0, 0, 0), geodesic=True, max_steps=200
+        problem.residual, problem.params, *problem.data, in_dims=problem.in_dims, geodesic=True, max_steps=200
     )
-    grid = torch.cartesian_prod(*[torch.linspace(0, 1, 101, dtype=F64)] * 2)
-    answers, _ = make_functional(network, batched=True)
-    wanted = poisson_solution(grid)
-    assert float((answers(fit.params, grid)[:, 0] - wanted).norm() / wanted.norm()) <= 2e-6
+    assert problem.error(fit.params) <= 2e-6

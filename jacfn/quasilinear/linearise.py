@@ -150,7 +150,8 @@ class Factors:
         if not derived or self._lead == (0,):
             return []
         like = block.leaf_types[0]
-        kinds = {i: like._replace(shape=shape, dtype=structure.dtypes[i]) for i, shape in derived.items()}
+        dtypes = structure.dtypes
+        kinds = {i: like._replace(shape=shape, dtype=dtypes[i]) for i, shape in derived.items()}
         stacks = [self._leaf(self._terms(i, deltas, keep), size, kind).dense() for i, kind in kinds.items()]
         behind = sorted(leaves_behind(structure.derivations, set(derived), len(block.leaves)))
 

@@ -47,7 +47,8 @@ class Structure:
     def derived(self) -> dict[int, tuple[int, ...]]:
         """The derived sources with claimed uses, and their shapes."""
         shapes = {d.first + i: shape for d in self.derivations for i, shape in enumerate(d.shapes)}
-        return {source: shape for source, shape in shapes.items() if source in self.dtypes}
+        claimed = self.dtypes
+        return {source: shape for source, shape in shapes.items() if source in claimed}
 
     @property
     def dtypes(self) -> dict[int, torch.dtype]:

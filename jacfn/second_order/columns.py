@@ -25,7 +25,7 @@ from jacfn._memory import log
 from jacfn._products import Linearisation, Stack, start_forward
 from jacfn._selection import Side
 from jacfn._tree import LeafType
-from jacfn.second_order.gradient import Gradient
+from jacfn.second_order.gradient import Gradient, by_output
 
 T = TypeVar("T")
 Parts = list[Tensor]
@@ -151,18 +151,17 @@ def by_symmetry(gradient: Linearisation, vectors: Stack, inputs: Sequence[LeafTy
     """``(C, *out, *in)`` for each leaf of the gradient: the Hessian times ``C`` vectors."""
     count = next(len(stack) for stack in vectors if stack is not None)
     result: Parts = []
-    for first in range(0, len(gradient.value), len(inputs)):
-        out = gradient.value[first].shape[: gradient.value[first].ndim - len(inputs[0].shape)]
+    for number, (out, _) in enumerate(by_output(gradient.value, inputs)):
         cotangents: list[Tensor | None] = [None] * len(gradient.value)
         for i, stack in enumerate(vectors):
             if stack is not None:
-                cotangents[first + i] = _for_each_output(stack, out)
+                cotangents[number * len(inputs) + i] = _for_each_output(stack, out)
         rows = gradient.pull(cotangents)
         result += [row.reshape(count, *out, *row.shape[1:]) for row in rows]
     return result
 
 
-def _for_each_output(stack: Tensor, out: torch.Size) -> Tensor:
+def _for_each_output(stack: Tensor, out: tuple[int, ...]) -> Tensor:
     """``(C * out, *out, *in)``: each of ``C`` vectors at each output alone."""
     count, size = len(stack), math.prod(out)
     eye = torch.eye(size, dtype=stack.dtype, device=stack.device)

@@ -14,7 +14,7 @@ from jacfn._memory import Budget
 from jacfn._selection import Side, select
 from jacfn._tree import LeafType
 from jacfn.second_order.columns import Parts, columns_of
-from jacfn.second_order.gradient import Gradient, HandedThrough
+from jacfn.second_order.gradient import Gradient, HandedThrough, by_output
 
 
 def hessian_diag(
@@ -67,7 +67,7 @@ def hessian_diag(
         bound = gradient.bind(args, kwargs, in_dims)
         side = select(bound.leaf_types, bound.spec, None, "columns")
         result = columns_of("hessian_diag", gradient, bound, side, options, strict, "diagonal", _Diagonal(side))
-        beside = HandedThrough.of(bound, result)
+        beside = HandedThrough.of(bound, result.aux)
         count = len(side.leaves)
         outputs = [
             _tree.unflatten(bound.spec, [result.parts[i, o].reshape((*lead, *side.shapes[i])) for i in range(count)])
@@ -87,19 +87,15 @@ class _Diagonal:
 
     def kinds(self, gradient: Sequence[LeafType]) -> list[LeafType]:
         """``out`` for each output."""
-        leaves = self._side.leaves
-        outs = [kind.shape[: len(kind.shape) - len(leaves[0].shape)] for kind in gradient[:: len(leaves)]]
-        return [gradient[0]._replace(shape=out) for out in outs]
+        return [gradient[0]._replace(shape=out) for out, _ in by_output(gradient, self._side.leaves)]
 
     def __call__(self, low: int, high: int, parts: Parts) -> Parts:
         """``(N, C, *out)`` for each output."""
         leaves, result = self._side.leaves, []
-        for start in range(0, len(parts), len(leaves)):
+        for lead, of_output in by_output(parts, leaves):
             picked = []
             for leaf, inside, places in self._side.split(low, high):
-                part, kind = parts[start + leaf], leaves[leaf]
-                lead = part.shape[: part.ndim - len(kind.shape)]
-                rows = part.reshape((*lead, kind.size))[:, inside, ..., places]
+                rows = of_output[leaf].reshape((*lead, leaves[leaf].size))[:, inside, ..., places]
                 picked.append(rows.diagonal(dim1=1, dim2=-1).movedim(-1, 1))
             result.append(torch.cat(picked, 1))
         return result

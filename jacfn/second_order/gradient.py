@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import optree
 from torch import Tensor
 
 from jacfn import _tree
 from jacfn._binding import Argnums, Bound, bind
-from jacfn._evaluate import Result
+from jacfn._tree import LeafType
 from jacfn.dense import jac_rev
 
 
@@ -36,6 +36,17 @@ class Gradient:
         return dataclasses.replace(bound, fn=self, has_aux=True)
 
 
+Leaf = TypeVar("Leaf", Tensor, LeafType)
+
+
+def by_output(gradient: Sequence[Leaf], inputs: Sequence[LeafType]) -> Iterator[tuple[tuple[int, ...], Sequence[Leaf]]]:
+    """The gradient's leaves of each output, and the axes that they have in front of those of their input."""
+    for start in range(0, len(gradient), len(inputs)):
+        leaves = gradient[start : start + len(inputs)]
+        shape = tuple(leaves[0].shape)
+        yield shape[: len(shape) - len(inputs[0].shape)], leaves
+
+
 class HandedThrough(NamedTuple):
     """What stood beside the gradient: the structure of ``fn``'s output, the shapes of its leaves, aux."""
 
@@ -44,8 +55,8 @@ class HandedThrough(NamedTuple):
     aux: Any
 
     @classmethod
-    def of(cls, bound: Bound, result: Result) -> HandedThrough:
-        """As an evaluation of the gradient left it."""
-        value, aux = bound.outputs.aux(result.aux)
+    def of(cls, bound: Bound, tensors: Sequence[Tensor]) -> HandedThrough:
+        """From what an evaluation of the gradient handed through."""
+        value, aux = bound.outputs.aux(tensors)
         leaves, spec = _tree.flatten(value)
         return cls(spec, [tuple(leaf.shape) for leaf in leaves], aux)

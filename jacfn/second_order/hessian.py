@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from jacfn import _tree
-from jacfn._binding import Argnums, Bound
+from jacfn._binding import Argnums
 from jacfn._evaluate import Options, Result
 from jacfn._memory import Budget
 from jacfn._selection import Selection, Side, frozen, select, selection_key
 from jacfn._tree import LeafType
 from jacfn.second_order.columns import Parts, columns_of
-from jacfn.second_order.gradient import Gradient, HandedThrough
+from jacfn.second_order.gradient import Gradient, HandedThrough, by_output
 
 
 def hessian(
@@ -95,8 +95,8 @@ def hessian(
         reduce = None if other.index is None else _Chosen(other)
         key = None if None in keys else keys
         result = columns_of("hessian", gradient, bound, made, options, strict, key, reduce)
-        beside = HandedThrough.of(bound, result)
-        tree = _assembled(bound, result, beside, other, by_rows)
+        beside = HandedThrough.of(bound, result.aux)
+        tree = _assembled(result, beside, other, by_rows)
         return (tree, beside.aux) if has_aux else tree
 
     return transformed
@@ -110,10 +110,8 @@ class _Chosen:
 
     def kinds(self, gradient: Sequence[LeafType]) -> list[LeafType]:
         """``(*out, R)`` for each leaf of the choice."""
-        leaves = self._side.leaves
-        outs = [kind.shape[: len(kind.shape) - len(leaves[0].shape)] for kind in gradient[:: len(leaves)]]
-        like = gradient[0]
-        return [like._replace(shape=(*out, *shape)) for out in outs for shape in self._side.shapes]
+        outs = (out for out, _ in by_output(gradient, self._side.leaves))
+        return [gradient[0]._replace(shape=(*out, *shape)) for out in outs for shape in self._side.shapes]
 
     def __call__(self, low: int, high: int, parts: Parts) -> Parts:
         """Those places of the raveled gradient."""
@@ -121,32 +119,30 @@ class _Chosen:
         index = torch.as_tensor(self._side.index, device=parts[0].device)
         sizes = [high - low for low, high in self._side.bounds]
         chosen: Parts = []
-        for start in range(0, len(parts), len(leaves)):
-            of_output = parts[start : start + len(leaves)]
-            lead = of_output[0].shape[: of_output[0].ndim - len(leaves[0].shape)]
+        for lead, of_output in by_output(parts, leaves):
             flat = [part.reshape((*lead, leaf.size)) for part, leaf in zip(of_output, leaves, strict=True)]
             picked: tuple[Tensor, ...] = torch.split(torch.cat(flat, -1)[..., index], sizes, -1)
             chosen += picked
         return chosen
 
 
-def _assembled(bound: Bound, result: Result, beside: HandedThrough, other: Side, by_rows: bool) -> Any:
-    """The pytree: outputs, rows, columns; ``by_rows`` where the chosen places are rows."""
+def _assembled(result: Result, beside: HandedThrough, other: Side, by_rows: bool) -> Any:
+    """The pytree: outputs, rows, columns; ``by_rows`` where the chosen places, made as columns, are rows."""
     made = result.side
+    rows, columns = (made, other) if by_rows else (other, made)
 
-    def block(output: int, i: int, j: int) -> Tensor:
-        """``i`` counts leaves of the gradient, ``j`` those of what is differentiated."""
-        part, lead = result.parts[j, output * len(other.shapes) + i], beside.shapes[output]
-        part = part.reshape((*lead, *other.shapes[i], math.prod(made.shapes[j])))
-        if by_rows:
-            part = part.movedim(-1, len(lead))
-        shapes = (made.shapes[j], other.shapes[i]) if by_rows else (other.shapes[i], made.shapes[j])
-        return part.reshape((*lead, *shapes[0], *shapes[1]))
+    def block(output: int, row: int, column: int) -> Tensor:
+        """Of a leaf of the rows and one of the columns."""
+        i, j = (column, row) if by_rows else (row, column)
+        lead = beside.shapes[output]
+        part = result.parts[j, output * len(other.shapes) + i]
+        part = part.reshape((*lead, math.prod(other.shapes[i]), math.prod(made.shapes[j])))
+        return (part.mT if by_rows else part).reshape((*lead, *rows.shapes[row], *columns.shapes[column]))
 
     def of_output(output: int) -> Any:
-        outer, inner = (made, other) if by_rows else (other, made)
-        places = [[(b, a) if by_rows else (a, b) for b in range(len(inner.shapes))] for a in range(len(outer.shapes))]
-        return _nested(outer, [_nested(inner, [block(output, i, j) for i, j in row]) for row in places])
+        places = range(len(columns.shapes))
+        of_rows = [_nested(columns, [block(output, i, j) for j in places]) for i in range(len(rows.shapes))]
+        return _nested(rows, of_rows)
 
     return _tree.unflatten(beside.spec, [of_output(number) for number in range(len(beside.shapes))])
 

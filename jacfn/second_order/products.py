@@ -13,7 +13,7 @@ from jacfn._errors import JacfnTypeError, JacfnValueError
 from jacfn._evaluate import Options
 from jacfn._products import push
 from jacfn.second_order.columns import Parts, by_symmetry, forward_over_reverse, linear_gradient
-from jacfn.second_order.gradient import Gradient
+from jacfn.second_order.gradient import Gradient, HandedThrough, by_output
 
 
 def hvp(
@@ -93,12 +93,10 @@ def hvp(
     parts, handed = forward_over_reverse("hvp", gradient, bound, strict, forward, reverse)
     if not differentiable:
         parts, handed = [part.detach() for part in parts], [leaf.detach() for leaf in handed]
-    value, aux = bound.outputs.aux(handed)
-    _, spec = _tree.flatten(value)
-    count = len(bound.leaves)
-    outputs = [_tree.unflatten(bound.spec, parts[i : i + count]) for i in range(0, len(parts), count)]
-    product = _tree.unflatten(spec, outputs)
-    return (product, aux) if has_aux else product
+    beside = HandedThrough.of(bound, handed)
+    outputs = [_tree.unflatten(bound.spec, leaves) for _, leaves in by_output(parts, bound.leaf_types)]
+    product = _tree.unflatten(beside.spec, outputs)
+    return (product, beside.aux) if has_aux else product
 
 
 def _vectors(bound: Bound, primals: tuple[Any, ...], tangents: tuple[Any, ...], in_dims: Any) -> list[Tensor]:
