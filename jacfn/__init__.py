@@ -11,7 +11,7 @@ from jacfn.least_squares import LevenbergMarquardt, Reason, Solution, levenberg_
 from jacfn.operator import JacobianOperator, jacobian_operator, ntk
 from jacfn.quasilinear.rules.register import register_expansion, register_rule
 from jacfn.quasilinear.transform import jac_quasilinear
-from jacfn.second_order import hessian, hessian_diag, hvp
+from jacfn.second_order import Probes, hessian, hessian_diag, hvp, laplacian, partial
 
 __all__ = [
     "JacfnError",
@@ -20,6 +20,7 @@ __all__ = [
     "JacobianOperator",
     "LevenbergMarquardt",
     "Plan",
+    "Probes",
     "Reason",
     "Solution",
     "explain",
@@ -31,9 +32,11 @@ __all__ = [
     "jac_rev",
     "jacobian",
     "jacobian_operator",
+    "laplacian",
     "levenberg_marquardt",
     "make_functional",
     "ntk",
+    "partial",
     "pullback",
     "pushforward",
     "register_expansion",

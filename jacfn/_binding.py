@@ -66,6 +66,10 @@ class Bound:
         """``fn`` as a function of flat lists: its output leaves and the tensors of its aux."""
         with exact_kernels():
             result = self.fn(*self.rebuild(leaves, data), **self.kwargs)
+        return self.note(result)
+
+    def note(self, result: Any) -> tuple[list[Tensor], list[Tensor]]:
+        """What ``fn`` has returned, checked, as flat lists; its structure is kept."""
         value, aux = _split_aux(result) if self.has_aux else (result, ())
         outputs, spec = _tree.flatten(value)
         _check_outputs(outputs, spec)

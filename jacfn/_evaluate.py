@@ -117,7 +117,7 @@ class Result:
 def evaluate(method: Method, bound: Bound, options: Options) -> Any:
     """The Jacobian as a pytree, with value and aux beside it where they are asked for."""
     result = compute(method, bound, options)
-    jacobian = _by_rows(bound, result) if method.axis == 1 else _by_columns(bound, result)
+    jacobian = _by_rows(bound, result) if method.axis == 1 else by_columns(bound, result)
     return with_value(bound, options, result, jacobian)
 
 
@@ -323,7 +323,8 @@ def _by_rows(bound: Bound, result: Result) -> Any:
     return _tree.unflatten(result.side.spec, [inner(leaf) for leaf in range(len(result.side.shapes))])
 
 
-def _by_columns(bound: Bound, result: Result) -> Any:
+def by_columns(bound: Bound, result: Result) -> Any:
+    """The Jacobian as a pytree, from parts in which the inputs were chunked."""
     lead = () if bound.samples is None else (bound.samples,)
 
     def inner(j: int) -> Any:

@@ -245,7 +245,7 @@ def pullback(
 
     def side_of(value: Sequence[LeafType], block: Bound) -> Side:
         stacks = _tree.flatten_like(block.outputs.spec, cotangents, "cotangents")
-        return _given(stacks, value, _tree.leaf_names(block.outputs.spec), "cotangents")
+        return given(stacks, value, _tree.leaf_names(block.outputs.spec), "cotangents")
 
     start = partial(start_reverse, side_of=side_of, options=options)
     result = compute(Method("pullback", 1, start, samples_first=False), bound, options)
@@ -298,7 +298,7 @@ def pushforward(
     options = Options(return_value, chunk_size, memory, randomness, differentiable)
     bound = _bind_all(fn, primals, has_aux, "pushforward")
     stacks = _tree.flatten_like(bound.spec, tangents, "tangents")
-    side = _given(stacks, bound.leaf_types, _tree.leaf_names(bound.spec), "tangents")
+    side = given(stacks, bound.leaf_types, _tree.leaf_names(bound.spec), "tangents")
 
     def start(block: Bound, at_once: int | None, tracking: Tracking, probing: bool) -> Evaluation:
         return start_forward(block, at_once, probing, side=side, options=options)
@@ -317,7 +317,7 @@ def _bind_all(fn: Callable[..., Any], primals: Any, has_aux: bool, name: str) ->
     return bind(fn, tuple(range(len(primals))), primals, {}, has_aux=has_aux)
 
 
-def _given(stacks: Sequence[Any], like: Sequence[LeafType], names: Sequence[str], what: str) -> Given:
+def given(stacks: Sequence[Any], like: Sequence[LeafType], names: Sequence[str], what: str) -> Given:
     """The stacks as a side, when every one is ``(S, *leaf)`` with the same S."""
     for stack, leaf, name in zip(stacks, like, names, strict=True):
         if not isinstance(stack, Tensor) or stack.ndim == 0 or stack.shape[1:] != leaf.shape:

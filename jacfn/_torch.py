@@ -6,9 +6,10 @@ in PyTorch is mended in one place. ``PRIVATE`` names every private attribute use
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch._dynamo  # torch.func imports it at first use: 66 MiB that a memory budget would have to answer for
@@ -22,7 +23,9 @@ from torch._C._functorch import (
     is_functorch_wrapped_tensor,
     maybe_get_level,
 )
+from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._functorch.autograd_function import custom_function_call
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -32,26 +35,34 @@ __all__ = [
     "PRIVATE",
     "FakeTensor",
     "FakeTensorMode",
+    "OpOverload",
     "Parameter",
     "TorchDispatchMode",
     "as_called",
     "base_tensor",
+    "core_aten_decompositions",
     "custom_function_call",
     "derivative_levels",
     "forward_levels",
+    "get_decompositions",
     "innermost_level",
     "inside_transform",
     "is_active",
     "is_mapped",
     "is_wrapped",
+    "outside_transforms",
     "parameters_of",
+    "shares_memory",
     "torch_registration",
     "transform_depth",
     "version",
     "weight_norm",
+    "wrapper",
 ]
 
 PRIVATE: tuple[str, ...] = (
+    "torch._decomp.core_aten_decompositions",
+    "torch._decomp.get_decompositions",
     "torch._dynamo",
     "torch._C._functorch.TransformType",
     "torch._C._functorch.TransformType.Grad",
@@ -62,6 +73,7 @@ PRIVATE: tuple[str, ...] = (
     "torch._C._functorch.is_functorch_wrapped_tensor",
     "torch._C._functorch.maybe_get_level",
     "torch._functorch.autograd_function.custom_function_call",
+    "torch._functorch.pyfunctorch.temporarily_clear_interpreter_stack",
     "torch._library.custom_ops.CustomOpDef",
     "torch._ops.OpOverload",
     "torch._ops.OpOverloadPacket",
@@ -70,11 +82,14 @@ PRIVATE: tuple[str, ...] = (
     "torch.utils._python_dispatch.TorchDispatchMode",
     "torch.utils._pytree",
     "torch.utils._pytree.SUPPORTED_NODES",
+    "torch.Tensor._make_wrapper_subclass",
     "torch.Tensor._version",
+    "torch.UntypedStorage._cdata",
     "torch._weight_norm",
 )
 
 weight_norm: Callable[..., Tensor] = torch._weight_norm
+Kind = TypeVar("Kind", bound=Tensor)
 
 
 def inside_transform() -> bool:
@@ -121,6 +136,23 @@ def is_mapped(tensor: Tensor, level: int) -> bool:
             return True
         tensor = get_unwrapped(tensor)
     return False
+
+
+def outside_transforms() -> contextlib.AbstractContextManager[Any]:
+    """No transform is active inside."""
+    manager: contextlib.AbstractContextManager[Any] = temporarily_clear_interpreter_stack()
+    return manager
+
+
+def wrapper(kind: type[Kind], like: Tensor) -> Kind:
+    """A tensor of a subclass, without memory, that looks like another."""
+    made: Kind = torch.Tensor._make_wrapper_subclass(kind, like.shape, dtype=like.dtype, device=like.device)
+    return made
+
+
+def shares_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors, fake ones too, are on the same memory."""
+    return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
 
 
 def version(tensor: Tensor) -> int:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks import causes, least_squares, operator, profile, quasilinear, works
+from benchmarks import causes, least_squares, operator, profile, quasilinear, second_order, works
 from benchmarks.fits import budget as fit_budget
 from benchmarks.fits import counts, curves, in_jax, pinn, plots, problems, race, steps
 from benchmarks.floors import outer_products
@@ -19,6 +19,9 @@ from benchmarks.methods import BASELINE, OURS, named
 from benchmarks.operators import budget, scaling
 from benchmarks.operators.compare import compare
 from benchmarks.peers import BACKPACK, OPACUS, PYTORCH_JACOBIAN
+from benchmarks.seconds import budget as hessian_budget
+from benchmarks.seconds import laplacians, memory, tracing
+from benchmarks.seconds import works as fields
 from benchmarks.works import WORKS, TokenTransformer, Work, cnn_net, conv3d_net, make_work, mlp_net, resnet
 
 QUICK = ["--no-compile", "--seconds", "0.001", "--patience", "0"]
@@ -324,3 +327,93 @@ def test_least_squares_prints_its_parts_and_saves_them(tmp_path, capsys, monkeyp
     threads = str(torch.get_num_threads())
     least_squares.main(["--parts", "counts", "--threads", threads, "--save", str(tmp_path)])
     assert (tmp_path / "least-squares.txt").read_text().strip() in capsys.readouterr().out
+
+
+# --- second order ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_fields(monkeypatch):
+    """Every work of the second order in a tiny form, on one thread: others would only wait for one another."""
+
+    def make(name):
+        torch.manual_seed(0)
+        if name == "weights":
+            return fields.Loss(**vars(make_work(name, name, fields.tanh_net(3, 5, 4), torch.randn(6, 3))))
+        net, x = {
+            "mlp": lambda: (fields.tanh_net(4, 6, 5), torch.randn(5, 4)),
+            "transformer": lambda: (fields.Encoder(8, 1), torch.randn(2, 3, 3)),
+            "wave": lambda: (fields.WaveFunction(4, 6, 3, 1), torch.randn(3, 4, 3)),
+        }[name.rstrip("0123456789")]()
+        return fields.field(name, name, net, x)
+
+    for name in fields.WORKS:
+        monkeypatch.setitem(fields.WORKS, name, lambda name=name: make(name))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.filterwarnings("ignore")  # of functorch
+def test_second_order_prints_a_section_for_each_timed_part_and_saves_them(tiny_fields, tmp_path, capsys):
+    quick = ["--works", "mlp30,weights", "--seconds", "0.0001", "--threads", str(torch.get_num_threads())]
+    asked = ["--parts", "mlp,training,diagonal,jax", "--jax", str(tmp_path / "nowhere"), "--save", str(tmp_path)]
+    second_order.main([*quick, *asked])
+    saved = (tmp_path / "second-order.txt").read_text()
+    assert saved.strip() in capsys.readouterr().out
+    for part in ("mlp", "training", "diagonal"):
+        assert second_order.TIMED[part].title in saved
+    assert "fails" not in saved
+    for line in (
+        "mlp30: time of vmap(trace of hessian) / jacfn.laplacian",
+        "mlp30: time of double backward loop, backward() / jacfn.laplacian, func.grad",
+        "weights: time of",
+        "python -m benchmarks.jax_env makes it",
+    ):
+        assert line in saved
+    assert (tmp_path / "second-order.png").stat().st_size
+
+
+@pytest.mark.filterwarnings("ignore")  # of functorch
+@pytest.mark.parametrize("part", ["transformer", "wavefunction"])
+def test_all_ways_to_a_laplacian_agree_or_are_known_to_be_wrong(tiny_fields, part):
+    part = second_order.TIMED[part]
+    work = fields.build(part.works[0])
+    measured = compare(part, work, 1e-4)
+    right = {method.name for method in part.methods} - {laplacians.JET.name}  # it has few operations
+    if work.name == "wave64":  # vmapped twice, the forward derivative of slogdet takes one sample for another
+        right -= {laplacians.HESSIAN, "jvp of grad, vmap inside"}
+    assert right <= measured.seconds.keys()
+    assert all(measured.differences[name] < 1e-4 for name in right)
+    (target,) = part.targets(measured)
+    assert "(the best) / jacfn.laplacian" in target[0]
+
+
+@pytest.mark.filterwarnings("ignore")  # of functorch
+def test_peaks_of_second_derivatives_are_measured(tiny_fields):
+    peaks = {}
+    for place, (peer, _) in memory.LEAST.items():
+        ways = [peer, next(way.name for way in memory.PARTS[place[0]].methods if way.ours)]
+        peaks[place] = {way: memory.child(*place, way, torch.get_num_threads()) for way in ways}
+        assert all(figures["peak"] >= 0 for figures in peaks[place].values())
+    peaks["mlp", "mlp30"]["by hand"] = {"error": "it broke"}
+    text = memory.section(peaks)
+    assert "by hand: it broke" in text
+    assert "training, mlp30: peak of double backward loop, backward() / jacfn.laplacian, backward()" in text
+
+
+@pytest.mark.parametrize("operation", hessian_budget.OPERATIONS)
+def test_parts_of_a_hessian_are_measured_in_a_budget(tiny_fields, operation):
+    row = hessian_budget.line(hessian_budget.child(operation, "64MiB", torch.get_num_threads()), operation, "64MiB")
+    assert row[hessian_budget.HEADER.index("inside")] == "yes"
+    assert "1 of 1" in hessian_budget.section([row], "64MiB")
+
+
+def test_tracing_is_timed(monkeypatch):
+    monkeypatch.setattr(tracing, "WIDTH", 8)
+    monkeypatch.setattr(tracing, "TOKENS", 2)
+    text = tracing.section(tracing.child(torch.get_num_threads()))
+    for line in (tracing.FIRST, tracing.OTHER_AGAIN, "< 2"):
+        assert line in text
+    assert "failed: it broke" in tracing.section({"error": "it broke"})

@@ -7,16 +7,18 @@ import functools
 import logging
 import re
 import types
+from typing import Any
 
 import models
 import pytest
 import torch
-from helpers import Box, Pair, cnn, leaves_of, mlp
+from helpers import Box, Pair, Square, cnn, leaves_of, mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import jacfn
 from jacfn import Plan, explain, jac_fwd, jac_quasilinear, jac_rev, jacobian, make_functional
+from jacfn._explain.records import SecondPlan
 from jacfn._memory import PeakBytes
 
 TRANSFORMS = {"rev": jac_rev, "fwd": jac_fwd, "quasilinear": jac_quasilinear}
@@ -502,7 +504,7 @@ def test_inside_a_transform() -> None:
 def test_table() -> None:
     fn, params = network(3, 4, 2)
     plan = explain(fn, params, torch.ones(10, 3), in_dims=(None, 0))
-    leaves, methods, summary = str(plan).split("\n\n")
+    leaves, methods, second, summary = str(plan).split("\n\n")
     assert repr(plan) == str(plan)
     assert leaves.splitlines()[2].split() == ["['0.weight']", "(4,", "3)", "linear", "1", "240", "960", "B"]
     assert [line.split()[0] for line in methods.splitlines()[2:]] == ["jac_rev", "jac_fwd", "jac_quasilinear"]
@@ -511,6 +513,7 @@ def test_table() -> None:
         summary
         == "jac_quasilinear: 4 of 4 leaves in closed form, 10 x 2 rows, 26 columns, 2.03 KiB result, no warnings"
     )
+    assert second == "hessian, hvp: forward over reverse\nlaplacian, hessian_diag, partial: by rules"
     for block in (leaves, methods):
         rule = block.splitlines()[1]
         starts = [match.start() for match in re.finditer("-+", rule)]
@@ -521,8 +524,53 @@ def test_table_with_reasons_and_warnings() -> None:
     text = str(explain(squared, torch.randn(3, 4), torch.randn(5, 4), in_dims=(None, 0)))
     assert re.search(r"vjp +- +- +\d+ B +\S*fft\S* at test_explain\.py:\d+$", text, re.MULTILINE)
     assert text.endswith("no warnings")
-    warning = str(explain(torch.sqrt, torch.zeros(3))).splitlines()[-3]
+    warning = str(explain(torch.sqrt, torch.zeros(3))).splitlines()[-6]
     assert warning == "! the derivative at the first samples is not finite, though the value is"
+
+
+def test_second_derivatives() -> None:
+    def by_rules(x: Tensor) -> Tensor:
+        return torch.tanh(x).sum()
+
+    def with_a_transform(x: Tensor) -> Tensor:
+        return torch.func.vmap(torch.sin)(x)
+
+    def without_forward(x: Tensor) -> Tensor:
+        return Square.apply(x)
+
+    def once(x: Tensor) -> Tensor:
+        return Once.apply(x)
+
+    x = torch.randn(3)
+    assert explain(by_rules, x).second == SecondPlan("", "", "")
+    assert explain(by_rules, torch.randn(4, 3), in_dims=0).second == SecondPlan("", "", "")
+    assert explain(by_rules, torch.randn(0, 3), in_dims=0).second is None
+    plan = explain(with_a_transform, x).second
+    assert "a transform of its own" in plan.uncovered
+    assert plan.no_forward == ""
+    plan = explain(without_forward, x).second
+    assert "Square" in plan.uncovered
+    assert "jvp" in plan.no_forward
+    assert plan.fails == ""
+    assert str(plan).startswith("hessian, hvp: reverse over reverse (")
+    assert "fail (" in str(explain(once, x).second)
+
+
+class Once(torch.autograd.Function):
+    """Cannot be differentiated twice."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x * x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * grad
 
 
 def test_fields_are_for_programs() -> None:

@@ -33,7 +33,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "L0": ("_errors", "_torch", "_tree", "_cache", "_random", "_recurrent", "_bag", "_exact", "_selection", "_binding"),
     "L1": ("_memory", "_evaluate", "_products", "functional"),
     "L2": ("dense", "quasilinear", "auto"),
-    "L3": ("_explain", "operator", "second_order"),
+    "L3": ("second_order", "_explain", "operator"),
     "L4": ("least_squares",),
     "L5": ("integrations",),
     "top": ("__init__", "_demo", "__main__"),

@@ -330,7 +330,9 @@ def test_strict_refuses_it(batched: bool, again: bool) -> None:
         lambda: hessian_diag(fn, in_dims=in_dims, strict=True)(x),
         lambda: hvp(fn, (x,), (x,), in_dims=in_dims, strict=True),
     ):
-        with pytest.raises(JacfnError, match="strict: there is no forward over reverse"):
+        with pytest.raises(
+            JacfnError, match="strict: (there is no forward over reverse|fn is not covered by rules: the custom)"
+        ):
             call()
     hessian(torch.sin, strict=True)(x)
 

@@ -30,7 +30,7 @@ def main(folder: Path) -> None:
     data = np.load(folder / "data.npz")
     weights = {name: jax.numpy.asarray(data[f"weight {name}"]) for name in task["weights"]}
     x = jax.numpy.asarray(data["x"])
-    probe = jax.numpy.asarray(data["probe"])
+    probe = jax.numpy.asarray(data["probe"]) if "probe" in data else None
     runs: dict[str, Run] = {}
     methods: dict[str, Any] = {}
     for number, (name, kind, prepare) in enumerate(_methods(task["net"], task["kinds"])):
@@ -101,6 +101,21 @@ def _methods(net: str, kinds: list[str]) -> Iterator[tuple[str, str, Callable[[W
         yield "jit of vmap(jacrev), concatenated", "flat", compiled(flat)
     if "ntk" in kinds:
         yield "jit of vmap(jacrev), J @ J.T of each leaf", "ntk", compiled(ntk)
+    if "laplacian" in kinds:
+
+        def of_sample(weights: Weights) -> Callable[[Any], Any]:
+            return lambda sample: batched(weights, sample[None])[0, 0]
+
+        def trace(weights: Weights, x: Any) -> Any:
+            return jax.vmap(lambda sample: jnp.trace(jax.hessian(of_sample(weights))(sample)))(x)
+
+        def forward(weights: Weights, x: Any) -> Any:
+            import folx
+
+            return jax.vmap(lambda sample: folx.forward_laplacian(of_sample(weights))(sample).laplacian)(x)
+
+        yield "jit of vmap(trace of hessian)", "laplacian", compiled(trace)
+        yield "jit of vmap(folx.forward_laplacian)", "laplacian", compiled(forward)
     if "neural-tangents" in kinds:
         for name in ("JACOBIAN_CONTRACTION", "NTK_VECTOR_PRODUCTS", "STRUCTURED_DERIVATIVES"):
 

@@ -17,7 +17,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from jacfn._exact import composites, determinants, elementwise, functions, norms, products, solves  # noqa: F401  (fill the tables)
+from jacfn._exact import composites, determinants, elementwise, functions, norms, places, products, solves  # noqa: F401  (fill the tables)
 from jacfn._exact.tables import ALWAYS, MAPPED, NESTED
 from jacfn._torch import derivative_levels
 
@@ -53,6 +53,8 @@ class ExactKernels(TorchFunctionMode):
     ) -> Any:
         """The call, or what replaces it."""
         kwargs = kwargs or {}
+        if any(getattr(kind, "has_rules", False) for kind in types):  # derivatives by other means than PyTorch's
+            return func(*args, **kwargs)
         replacement = ALWAYS.get(func)
         if func in NESTED and derivative_levels((*args, *kwargs.values())) > 1:
             replacement = NESTED[func]

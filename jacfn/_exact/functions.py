@@ -1,12 +1,14 @@
-"""Custom ``torch.autograd.Function`` under two levels of forward mode."""
+"""Custom ``torch.autograd.Function`` under several derivatives."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from torch.autograd.function import once_differentiable
+
 from jacfn._errors import JacfnError
 from jacfn._exact.tables import ALWAYS, replaces
-from jacfn._torch import custom_function_call, forward_levels
+from jacfn._torch import custom_function_call, derivative_levels, forward_levels
 
 
 @replaces(ALWAYS, custom_function_call)
@@ -17,4 +19,12 @@ def _custom_function_call(function: Any, *args: Any, **kwargs: Any) -> Any:
             f"{function.__name__} is a torch.autograd.Function, which forward mode inside forward mode differentiates "
             "silently wrong in PyTorch: use jac_rev for one of the two"
         )
+    if derivative_levels([]) > 1 and getattr(function.backward, "__code__", None) is _ONCE:
+        raise JacfnError(
+            f"{function.__name__} is a torch.autograd.Function whose backward is once_differentiable: PyTorch's "
+            "transforms take its second derivative for zero; write a backward that can be differentiated"
+        )
     return custom_function_call(function, *args, **kwargs)
+
+
+_ONCE = once_differentiable(lambda ctx: None).__code__  # of the wrapper, which all of them share

@@ -23,6 +23,7 @@ from jacfn._explain.methods import (
 )
 from jacfn._explain.plan import Plan
 from jacfn._explain.records import MethodPlan
+from jacfn._explain.second import second_plan
 from jacfn._explain.watch import Notes, watch
 from jacfn._memory import Budget
 from jacfn._selection import Given
@@ -90,10 +91,10 @@ def explain(
     bound = bind(fn, argnums, primals, dict(kwargs or {}), has_aux=has_aux, in_dims=in_dims)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")  # the plan says it in its own words
-        return _plan(bound, options)
+        return _plan(bound, argnums, options)
 
 
-def _plan(bound: Bound, options: Options) -> Plan:
+def _plan(bound: Bound, argnums: Argnums, options: Options) -> Plan:
     notes = watch(bound)
     choice, failure = _choose(bound, options, notes)
     structure = choice.structure if choice else None
@@ -110,9 +111,10 @@ def _plan(bound: Bound, options: Options) -> Plan:
         cautions.of_result(leaves, bound.leaves[0].device),
         cautions.of_values(trials, first_rows(notes.outputs), directions(bound), notes),
     )
+    second = second_plan(bound, argnums, options)
     columns = sum(kind.size for kind in bound.leaf_types)
     method, why = (choice.method, choice.why) if choice else (None, failure)
-    return Plan(leaves, methods, method, why, notes.rows, columns, bound.samples, tuple(found))
+    return Plan(leaves, methods, method, why, notes.rows, columns, bound.samples, tuple(found), second)
 
 
 def _choose(bound: Bound, options: Options, notes: Notes) -> tuple[Choice | None, str]:

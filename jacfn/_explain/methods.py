@@ -69,12 +69,13 @@ def run_trial(method: Method, bound: Bound, options: Options) -> Trial:
         try:
             result, error = compute(method, few, options), ""
         except Exception as exception:  # whatever fn raises under this method is what the plan has to tell
-            result, error = None, f"{type(exception).__name__}: {_first_sentence(str(exception))}"
+            result, error = None, f"{type(exception).__name__}: {first_sentence(str(exception))}"
     slow = [re.search(r"batching rule for (?:aten::)?([\w.]+)", str(warning.message)) for warning in caught]
     return Trial(result, error, tuple(dict.fromkeys(match[1].rstrip(".") for match in slow if match)))
 
 
-def _first_sentence(message: str) -> str:
+def first_sentence(message: str) -> str:
+    """Of an error, cut where it is very long."""
     lines = message.strip().splitlines() or [""]
     return lines[0] if len(lines[0]) < 400 else f"{lines[0][:400]} ..."
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from jacfn._explain.records import Caution, LeafPlan, MethodPlan
+from jacfn._explain.records import Caution, LeafPlan, MethodPlan, SecondPlan
 from jacfn._explain.table import byte_text, item, leaf_table, method_table
 
 
@@ -29,6 +29,10 @@ class Plan:
         samples: None without ``in_dims``.
         warnings: what fails, is slow, or differs between forward and reverse mode: records of ``kind`` and
             ``message``.
+        second: by what ways second derivatives are found: a record of ``uncovered`` (why ``laplacian`` has to go by
+            the gradient of ``fn``; empty where rules cover it), ``no_forward`` (why ``hessian`` is not forward over
+            reverse; empty where it is), ``fails`` (why it is not reverse over reverse either). None without samples
+            or elements.
 
     Example:
         >>> import torch, jacfn
@@ -45,11 +49,14 @@ class Plan:
     columns: int
     samples: int | None
     warnings: tuple[Caution, ...]
+    second: SecondPlan | None
 
     def __str__(self) -> str:
         parts = [leaf_table(self.leaves), method_table(self.methods, self.method)]
         if self.warnings:
             parts.append("\n".join(item(str(warning)) for warning in self.warnings))
+        if self.second is not None:
+            parts.append(str(self.second))
         return "\n\n".join([*parts, self.summary])
 
     __repr__ = __str__

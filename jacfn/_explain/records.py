@@ -48,3 +48,19 @@ class Caution:
 
     def __str__(self) -> str:
         return self.message
+
+
+@dataclasses.dataclass(frozen=True)
+class SecondPlan:
+    """By what ways second derivatives are found."""
+
+    uncovered: str  # why rules do not cover fn; empty where they do
+    no_forward: str  # why not forward over reverse; empty where that works
+    fails: str  # why not reverse over reverse either
+
+    def __str__(self) -> str:
+        gradient = f"reverse over reverse ({self.no_forward})" if self.no_forward else "forward over reverse"
+        if self.fails:
+            gradient = f"fail ({self.fails})"
+        forward = f"as hessian ({self.uncovered})" if self.uncovered else "by rules"
+        return f"hessian, hvp: {gradient}\nlaplacian, hessian_diag, partial: {forward}"

@@ -26,8 +26,10 @@ from jacfn.least_squares.passes import Passes
 from jacfn.least_squares.rows import OperatorRows, Rows, StackedRows
 from jacfn.operator import jacobian_operator
 from jacfn.operator.vectors import Vectors
+from jacfn.second_order.along import curvature
 
 _STACKED = 10  # times the Jacobians of many problems: what there is at once of them and of what solvers make of them
+_JET = 4  # evaluations that a second derivative takes at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,20 +101,46 @@ class Problem(abc.ABC):
         """Flat, times the roots of the weights."""
         return self._flat(self._outputs(x))
 
+    def curvature(self, x: Tensor, h: Tensor) -> Tensor | None:
+        """The second derivative of the residuals along ``h``; None where it has to come from a difference."""
+        tangents: list[Tensor | None] = [None] * len(self.bound.leaves)
+        for i, part in zip(self.free, self.free_leaves(h), strict=True):
+            tangents[i] = part.unsqueeze(len(self.lead))  # an axis for the one direction
+        dim = 0 if self.lead else None
+
+        def run(block: Bound, start: int) -> list[Tensor] | None:
+            if self.lead:
+                stacks = [t if t is None else t[start : start + (block.samples or 1)] for t in tangents]
+                return curvature(block, stacks, dim)
+            return curvature(block, tangents, dim)
+
+        share = self.passes.share
+        outputs = self._by_blocks(x, None if share is None else share // _JET, run)
+        return None if outputs is None else self._flat(outputs)
+
     @abc.abstractmethod
     def linearise(self, x: Tensor) -> tuple[Tensor, Rows]:
         """The residuals and their Jacobian."""
 
     def _outputs(self, x: Tensor) -> list[Tensor]:
-        """A few samples at a time where there is a budget."""
+        outputs = self._by_blocks(x, self.passes.share, lambda block, _: _run(block))
+        assert outputs is not None
+        return outputs
+
+    def _by_blocks(
+        self, x: Tensor, share: int | None, run: Callable[[Bound, int], list[Tensor] | None]
+    ) -> list[Tensor] | None:
+        """Of blocks of samples, the first of which has the number given, a few at a time where there is a budget."""
         bound = self.bound.replace(self.leaves(x), self.bound.data, self.bound.samples)
         with self.passes.shared():
-            at_once = _at_once(bound, self.passes.share)
+            at_once = _at_once(bound, share)
         with torch.no_grad():
             if at_once is None or bound.samples is None:
-                return _run(bound)
+                return run(bound, 0)
             starts = range(0, bound.samples, at_once)
-            parts = [_run(bound.block(start, min(at_once, bound.samples - start))) for start in starts]
+            parts = [run(bound.block(start, min(at_once, bound.samples - start)), start) for start in starts]
+        if any(part is None for part in parts):
+            return None
         return [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
 
     def _flat(self, outputs: Sequence[Tensor]) -> Tensor:

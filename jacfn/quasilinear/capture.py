@@ -68,8 +68,9 @@ class Capture(TorchFunctionMode):
                 "fn takes a differentiated argument by as_strided, whose derivative PyTorch gets wrong for parameters "
                 "that samples share: use indexing or views, or jac_rev"
             )
-        # Inside a transform of fn's own, tensors cannot be captured: they belong to it.
-        here = kwargs.get("out") is None and transform_depth() == self._depth
+        # Inside a transform of fn's own, or a Laplacian, tensors cannot be captured: they belong to it.
+        own = transform_depth() != self._depth or any(getattr(kind, "has_rules", False) for kind in types)
+        here = kwargs.get("out") is None and not own
         if here and all(self._record.unchanged(source) for source in found):
             if self._derives(func, args, kwargs, found):
                 return self._derive(func, args, kwargs, found)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from jacfn import _tree
-from jacfn._binding import Argnums
-from jacfn._evaluate import Options
+from jacfn._binding import Argnums, bind
+from jacfn._evaluate import Options, by_columns
 from jacfn._memory import Budget
-from jacfn._selection import Side, select
-from jacfn._tree import LeafType
-from jacfn.second_order.columns import Parts, columns_of
-from jacfn.second_order.gradient import Gradient, HandedThrough, by_output
+from jacfn._selection import select
+from jacfn.second_order.along import Along
+from jacfn.second_order.jet import Sum
 
 
 def hessian_diag(
@@ -32,15 +28,15 @@ def hessian_diag(
     """The diagonal of the Hessian of ``fn``: every second derivative with respect to one element twice.
 
     Args:
-        fn: as in :func:`jacfn.hessian`.
+        fn: as in :func:`jacfn.laplacian`.
         argnums: which positional arguments to differentiate, an int or a tuple of ints.
         has_aux: ``fn`` returns ``(output, aux)``; aux is handed through.
         in_dims: which arguments carry samples, as in :func:`torch.func.vmap`.
         chunk_size: how many elements are differentiated at once (default: all).
-        memory: a budget such as ``"512MiB"`` from which the chunk size is derived.
+        memory: a budget such as ``"512MiB"`` from which the chunks are derived.
         randomness: as in :func:`torch.func.vmap`.
         differentiable: False detaches the result.
-        strict: as in :func:`jacfn.hessian`.
+        strict: as in :func:`jacfn.laplacian`.
 
     Returns:
         A function of the arguments of ``fn``. For a scalar ``fn`` its result has the structure and shapes of the
@@ -50,7 +46,7 @@ def hessian_diag(
     Raises:
         JacfnError: an argument does not fit (also a ``TypeError`` or ``ValueError``), or ``strict``.
 
-    Cost: that of the columns of the Hessian, a jvp of the gradient for each element; only a chunk of them is held.
+    Cost: two evaluations for each element; only a chunk of them is held.
 
     Example:
         >>> import torch
@@ -58,44 +54,15 @@ def hessian_diag(
         >>> hessian_diag(lambda x: (x**3).sum() + x.prod())(torch.tensor([1.0, 2.0]))
         tensor([ 6., 12.])
 
-    Forward over reverse as in :func:`jacfn.hessian`.
+    By the rules of :func:`jacfn.laplacian`, without the sum.
     """
     options = Options(False, chunk_size, memory, randomness, differentiable)
-    gradient = Gradient(fn, argnums, has_aux, randomness)
 
     def transformed(*args: Any, **kwargs: Any) -> Any:
-        bound = gradient.bind(args, kwargs, in_dims)
+        bound = bind(fn, argnums, args, kwargs, has_aux=has_aux, in_dims=in_dims)
         side = select(bound.leaf_types, bound.spec, None, "columns")
-        result = columns_of("hessian_diag", gradient, bound, side, options, strict, "diagonal", _Diagonal(side))
-        beside = HandedThrough.of(bound, result.aux)
-        count = len(side.leaves)
-        outputs = [
-            _tree.unflatten(bound.spec, [result.parts[i, o].reshape((*lead, *side.shapes[i])) for i in range(count)])
-            for o, lead in enumerate(beside.shapes)
-        ]
-        tree = _tree.unflatten(beside.spec, outputs)
-        return (tree, beside.aux) if has_aux else tree
+        result = Along("hessian_diag", argnums, side, Sum(apart=True), options, strict).compute(bound)
+        diagonal = by_columns(bound, result)
+        return (diagonal, bound.outputs.aux(result.aux)) if has_aux else diagonal
 
     return transformed
-
-
-class _Diagonal:
-    """The element of each column that is on the diagonal."""
-
-    def __init__(self, side: Side) -> None:
-        self._side = side
-
-    def kinds(self, gradient: Sequence[LeafType]) -> list[LeafType]:
-        """``out`` for each output."""
-        return [gradient[0]._replace(shape=out) for out, _ in by_output(gradient, self._side.leaves)]
-
-    def __call__(self, low: int, high: int, parts: Parts) -> Parts:
-        """``(N, C, *out)`` for each output."""
-        leaves, result = self._side.leaves, []
-        for lead, of_output in by_output(parts, leaves):
-            picked = []
-            for leaf, inside, places in self._side.split(low, high):
-                rows = of_output[leaf].reshape((*lead, leaves[leaf].size))[:, inside, ..., places]
-                picked.append(rows.diagonal(dim1=1, dim2=-1).movedim(-1, 1))
-            result.append(torch.cat(picked, 1))
-        return result

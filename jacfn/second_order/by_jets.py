@@ -1,0 +1,83 @@
+"""Derivatives along directions in one pass forward (L3): jets travel through ``fn``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from jacfn._binding import Bound
+from jacfn._evaluate import Tracking
+from jacfn._random import Draw
+from jacfn._selection import Side
+from jacfn._torch import transform_depth
+from jacfn.second_order.engine import Engine, value_of
+from jacfn.second_order.jet import Jet, LateError, Sum
+from jacfn.second_order.passes import Pass, Stacks, alone, mapped, stacks_of
+
+
+@dataclasses.dataclass(frozen=True)
+class ByJets:
+    """Of a block along the directions of a side; ``first`` says whether anybody wants the first derivatives.
+
+    ``engines`` collects what ran, where it is given.
+    """
+
+    side: Side
+    sum: Sum
+    randomness: str
+    first: bool = False
+    engines: list[Engine] | None = None
+
+    def __call__(self, block: Bound, low: int, high: int, tracking: Tracking) -> Pass:
+        """Along the directions from ``low`` to ``high``."""
+        sum = self.sum.restricted(low, high)
+        return self.along(block, *stacks_of(self.side, block, low, high), sum, high - low, tracking)
+
+    def along(self, block: Bound, stacks: Stacks, dim: int | None, sum: Sum, count: int, tracking: Tracking) -> Pass:
+        """Along ``count`` given directions, which have an axis of samples if ``dim`` says so."""
+        try:
+            return self._along(block, stacks, dim, sum, count, tracking, late=True)
+        except LateError:
+            return self._along(block, stacks, dim, sum, count, tracking, late=False)
+
+    def _along(
+        self, block: Bound, stacks: Stacks, dim: int | None, sum: Sum, count: int, tracking: Tracking, late: bool
+    ) -> Pass:
+        recording = tracking != "off" and torch.is_grad_enabled()
+
+        def one(leaves: Sequence[Tensor], data: Sequence[Tensor], stacks: Stacks) -> Pass:
+            engine = Engine(recording, transform_depth(), late)
+            if self.engines is not None:
+                self.engines.append(engine)
+            inputs = [
+                leaf if stack is None else engine.carry(Jet(leaf, stack, None, sum))
+                for leaf, stack in zip(leaves, stacks, strict=True)
+            ]
+            with torch.enable_grad():  # so that a no_grad of fn's own shows
+                outputs, aux = block.call(inputs, data)
+            jets = [_jet(output, engine, sum, count) for output in outputs]
+            with torch.set_grad_enabled(recording):
+                first = [jet.first for jet in jets] if self.first else []
+                second = [jet.filled() for jet in jets]
+            return Pass([jet.value for jet in jets], first, second, [value_of(engine.jet(x)) for x in aux])
+
+        if block.samples is None:
+            return alone(lambda: mapped(one, block, stacks, dim, self.randomness), block.leaves[0])
+        return mapped(one, block, stacks, dim, self.randomness)
+
+    def widest(self, bound: Bound) -> int:
+        """Bytes of the largest value of one sample."""
+        engines, draw = list[Engine](), Draw(bound.tensors)
+        by_jets = dataclasses.replace(self, engines=engines)
+        by_jets(bound.detach().block(0, 1), 0, 1, "off")
+        draw.rewind()
+        return engines[-1].widest
+
+
+def _jet(output: Tensor, engine: Engine, sum: Sum, count: int) -> Jet:
+    """What does not depend on the jets has no derivatives."""
+    jet = engine.jet(output)
+    return jet if isinstance(jet, Jet) else Jet(output, lambda: output.new_zeros((count, *output.shape)), None, sum)

@@ -1,0 +1,128 @@
+"""Cases that act on each element."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from .case import Case, D, group, values
+
+CASES: list[Case] = []
+
+eight = values(8, low=-2, high=2)  # ±0.25, ±0.75, ±1.25, ±1.75
+CASES += group(
+    "Activations",
+    eight,
+    {
+        "F.relu": F.relu,
+        "F.relu6": lambda x: F.relu6(4 * x),
+        "F.leaky_relu": F.leaky_relu,
+        "F.elu": F.elu,
+        "F.selu": F.selu,
+        "F.celu": F.celu,
+        "F.gelu": F.gelu,
+        "F.gelu(approximate='tanh')": lambda x: F.gelu(x, approximate="tanh"),
+        "F.silu": F.silu,
+        "F.mish": F.mish,
+        "F.softplus": F.softplus,
+        "F.softsign": F.softsign,
+        "F.sigmoid": torch.sigmoid,
+        "F.logsigmoid": F.logsigmoid,
+        "F.tanh": torch.tanh,
+        "F.tanhshrink": F.tanhshrink,
+        "F.hardtanh": F.hardtanh,
+        "F.hardsigmoid": lambda x: F.hardsigmoid(2 * x),
+        "F.hardswish": lambda x: F.hardswish(2 * x),
+        "F.hardshrink": F.hardshrink,
+        "F.softshrink": F.softshrink,
+        "F.threshold": lambda x: F.threshold(x, 0.5, 0.1),
+        "F.prelu": lambda x: F.prelu(x[:6].reshape(2, 3), x[-1:]),
+        "F.rrelu (evaluation)": lambda x: F.rrelu(x, training=False),
+        "F.glu": F.glu,
+        "F.softmax": lambda x: F.softmax(x, -1),
+        "F.log_softmax": lambda x: F.log_softmax(x, -1),
+        "F.softmin": lambda x: F.softmin(x, -1),
+        "F.dropout (evaluation)": lambda x: F.dropout(x, 0.5, training=False) ** 2,
+        "F.alpha_dropout (evaluation)": lambda x: F.alpha_dropout(x, 0.5, training=False) ** 2,
+    },
+)
+CASES += group(
+    "Elementwise",
+    values(6, low=0.3, high=0.9),
+    {
+        "torch.sqrt": torch.sqrt,
+        "torch.rsqrt": torch.rsqrt,
+        "torch.exp": torch.exp,
+        "torch.expm1": torch.expm1,
+        "torch.log": torch.log,
+        "torch.log1p": torch.log1p,
+        "torch.sin": torch.sin,
+        "torch.tan": torch.tan,
+        "torch.asin": lambda x: torch.asin(x / 2),
+        "torch.acosh": lambda x: torch.acosh(x + 2),
+        "torch.atan2": lambda x: torch.atan2(x[:3], x[3:]),
+        "torch.hypot": lambda x: torch.hypot(x[:3], x[3:]),
+        "torch.pow (constant exponent)": lambda x: x**2.5,
+        "torch.pow": lambda x: x[:3] ** x[3:],
+        "torch.pow (constant base)": lambda x: 2**x,
+        "torch.float_power": lambda x: torch.float_power(x, 3),
+        "torch.reciprocal": torch.reciprocal,
+        "torch.div": lambda x: x[:3] / x[3:],
+        "torch.remainder": lambda x: torch.remainder(3.1 * x[:3] + 2, x[3:] + 0.6),
+        "torch.minimum": lambda x: torch.minimum(x[:3] ** 2, x[3:]),
+        "torch.lerp": lambda x: torch.lerp(x[:2], x[2:4], x[4:]),
+        "torch.addcmul": lambda x: torch.addcmul(x[:2], x[2:4], x[4:], value=0.5),
+        "torch.addcdiv": lambda x: torch.addcdiv(x[:2], x[2:4], x[4:], value=0.5),
+        "torch.logaddexp": lambda x: torch.logaddexp(x[:3], x[3:]),
+        "torch.logaddexp2": lambda x: torch.logaddexp2(x[:3], x[3:]),
+        "torch.frac": lambda x: torch.frac(x + 1.05),
+        "Tensor.add_": lambda x: x.clone().add_(x.sin()),
+        "Tensor.mul_": lambda x: x.sin().mul_(x),
+    },
+)
+CASES += group(
+    "Elementwise",
+    eight,
+    {
+        "torch.abs": torch.abs,
+        "torch.clamp": lambda x: x.clamp(-1, 1.5) * x,
+        "torch.where": lambda x: torch.where(x > 0, x**2, x.sin()),
+    },
+)
+CASES += group(
+    "Special functions",
+    values(4, low=0.25, high=0.85),
+    {
+        "torch.erf": torch.erf,
+        "torch.erfc": torch.erfc,
+        "torch.erfinv": torch.erfinv,
+        "torch.special.erfcx": torch.special.erfcx,
+        "torch.lgamma": torch.lgamma,
+        "torch.digamma": lambda x: torch.digamma(x + 1),
+        "torch.polygamma": lambda x: torch.polygamma(2, x + 1),
+        "torch.mvlgamma": lambda x: torch.mvlgamma(x + 2, 2),
+        "torch.special.bessel_j0": torch.special.bessel_j0,
+        "torch.special.bessel_j1": torch.special.bessel_j1,
+        "torch.special.modified_bessel_i0": torch.special.modified_bessel_i0,
+        "torch.special.modified_bessel_k0": torch.special.modified_bessel_k0,
+        "torch.special.bessel_y0": torch.special.bessel_y0,
+        "torch.special.spherical_bessel_j0": torch.special.spherical_bessel_j0,
+        "torch.special.airy_ai": torch.special.airy_ai,
+        "torch.special.chebyshev_polynomial_t": lambda x: torch.special.chebyshev_polynomial_t(x, 3),
+        "torch.special.hermite_polynomial_h": lambda x: torch.special.hermite_polynomial_h(x, 3),
+        "torch.special.legendre_polynomial_p": lambda x: torch.special.legendre_polynomial_p(x, 3),
+        "torch.i0": torch.i0,
+        "torch.special.i0e": torch.special.i0e,
+        "torch.special.i1": torch.special.i1,
+        "torch.special.i1e": torch.special.i1e,
+        "torch.xlogy": lambda x: torch.xlogy(x[:2], x[2:]),
+        "torch.special.xlog1py": lambda x: torch.special.xlog1py(x[:2], x[2:]),
+        "torch.special.entr": torch.special.entr,
+        "torch.special.ndtr": torch.special.ndtr,
+        "torch.special.ndtri": torch.special.ndtri,
+        "torch.special.log_ndtr": torch.special.log_ndtr,
+        "torch.special.zeta": lambda x: torch.special.zeta(torch.tensor(2.5, dtype=D), x + 1),
+        "torch.logit": torch.logit,
+        "torch.sinc": torch.sinc,
+    },
+)
