@@ -13,7 +13,7 @@ project_copyright = "2026, The jacfn developers"
 release = version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.doctest", "sphinx.ext.napoleon"]
-extensions += ["coverage_table", "jet_rules", "worked_example"]
+extensions += ["coverage_table", "jet_rules", "trap_table", "worked_example"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"jacfn {release}"

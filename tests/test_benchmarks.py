@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from importlib.util import find_spec
 
@@ -351,7 +352,9 @@ def tiny_fields(monkeypatch):
         monkeypatch.setitem(fields.WORKS, name, lambda name=name: make(name))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    gc.freeze()  # what there is before: looking it through after each way would take most of the time
     yield
+    gc.unfreeze()
     torch.set_num_threads(threads)
 
 

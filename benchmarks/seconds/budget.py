@@ -17,7 +17,8 @@ from .. import tables
 from ..operators import children
 from ..operators.compare import heading, prose
 from ..resident import peak_growth
-from .works import Loss, build, flat, unflat
+from ..works import make_work
+from .works import Loss, build, flat, tanh_net, unflat
 
 #: Columns that are compared with PyTorch's.
 CHECKED = 3
@@ -58,8 +59,10 @@ OPERATIONS: dict[str, Callable[[Loss, str], tuple[Run, slice, slice]]] = {
 
 
 def child(operation: str, budget: str, threads: int) -> dict[str, Any]:
-    """Measure the first call in this process and a second one, then compare some columns."""
+    """Measure the first call on the work and a second one, then compare some columns."""
     torch.set_num_threads(threads)
+    tiny = Loss(**vars(make_work("", "", tanh_net(3, 4, 4), torch.randn(5, 3))))
+    OPERATIONS[operation](tiny, budget)[0]()  # sets libraries up
     work = build("weights")
     run, rows, columns = OPERATIONS[operation](work, budget)
     calls = []
@@ -96,9 +99,8 @@ HEADER = ("operation", "result", "budget", "first call", "again", "inside", "sec
 
 HOW = f"""\
 In MiB: the growth of the resident size at its peak over a call with memory=, less the result; a new process for each,
-in which nothing was computed before. In the first call, the libraries' code pages and threads count too. again: the
-same a second time, as are the seconds. difference: largest from a jvp of the gradient in {CHECKED} columns, relative to
-the largest entry of the column."""
+in which libraries were set up by the same on a tiny network. again: a second call, whose are the seconds. difference:
+largest from a jvp of the gradient in {CHECKED} columns, relative to the largest entry of the column."""
 
 
 def lines(budget: str, threads: int) -> Iterator[list[str]]:
