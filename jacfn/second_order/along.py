@@ -24,7 +24,8 @@ from jacfn.second_order.gradient import Gradient
 from jacfn.second_order.jet import Sum, UnseenError
 from jacfn.second_order.passes import Block, Pass, Stacks
 
-_ROOM = 4 << 20  # bytes
+_ROOM = 6 << 20  # bytes of a stack of derivatives, as long as that takes fewer samples at a time alone
+_MOST = 32 << 20  # bytes of one: beyond, memory is given back to the system at each step, and fetched anew
 _FEW = 1 << 10  # directions of samples, not worth to be looked at beforehand
 
 
@@ -79,14 +80,15 @@ class Along:
         return compute(method, bound, self.options)
 
     def _blocks(self, by_jets: ByJets, bound: Bound) -> Chunks:
-        """So many samples that no stack of derivatives leaves the caches; each with all directions."""
+        """So many samples that no stack of derivatives leaves the caches; each with all directions, where they fit."""
         total, samples = max(self.side.total, 1), bound.samples or 1
         if samples * total <= _FEW:
             return Chunks(bound.samples, total)
         signature = None if bound.signature is None else ("widest", bound.signature)
         widest = remember(bound.fn, signature, lambda: by_jets.widest(bound))
         together = max(_ROOM // (widest * total), 1)
-        return Chunks(bound.samples and math.ceil(samples / math.ceil(samples / together)), total)
+        blocks = math.ceil(samples / together)
+        return Chunks(bound.samples and math.ceil(samples / blocks), max(min(_MOST // widest, total), 1))
 
 
 @dataclasses.dataclass(frozen=True)

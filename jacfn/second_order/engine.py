@@ -20,6 +20,8 @@ from jacfn.second_order.lowering import Program, Step, filled, lowered
 from jacfn.second_order.rules import RULES
 from jacfn.second_order.values import VALUES
 
+aten = torch.ops.aten
+
 
 @dataclasses.dataclass
 class Engine:
@@ -125,8 +127,8 @@ class Engine:
 
 #: Traced on tensors that lie in order, which constants need not do.
 _ANY_LAYOUT: dict[Any, Callable[..., Any]] = {
-    torch.ops.aten.view.default: torch.reshape,
-    torch.ops.aten._unsafe_view.default: torch.reshape,
+    aten.view.default: torch.reshape,
+    aten._unsafe_view.default: torch.reshape,
 }
 
 

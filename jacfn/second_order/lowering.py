@@ -107,6 +107,8 @@ def _autocast() -> list[Hashable]:
 def _kind(leaf: Any) -> Hashable:
     if isinstance(leaf, Tensor):
         return Tensor, tuple(leaf.shape), leaf.dtype, leaf.device
+    if isinstance(leaf, slice) and all(x is None or type(x) is int for x in (leaf.start, leaf.stop, leaf.step)):
+        return slice, leaf.start, leaf.stop, leaf.step  # slices have no hash before Python 3.12
     return type(leaf), repr(leaf) if isinstance(leaf, float) else leaf  # 1, 1.0 and True are equal, 0.0 and -0.0
 
 
