@@ -21,6 +21,7 @@ from torch._C._functorch import (
     get_unwrapped,
     is_batchedtensor,
     is_functorch_wrapped_tensor,
+    is_gradtrackingtensor,
     maybe_get_level,
 )
 from torch._decomp import core_aten_decompositions, get_decompositions
@@ -29,7 +30,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 __all__ = [
     "PRIVATE",
@@ -48,8 +49,10 @@ __all__ = [
     "innermost_level",
     "inside_transform",
     "is_active",
+    "is_differentiated",
     "is_mapped",
     "is_wrapped",
+    "outside_modes",
     "outside_transforms",
     "parameters_of",
     "shares_memory",
@@ -71,6 +74,7 @@ PRIVATE: tuple[str, ...] = (
     "torch._C._functorch.get_unwrapped",
     "torch._C._functorch.is_batchedtensor",
     "torch._C._functorch.is_functorch_wrapped_tensor",
+    "torch._C._functorch.is_gradtrackingtensor",
     "torch._C._functorch.maybe_get_level",
     "torch._functorch.autograd_function.custom_function_call",
     "torch._functorch.pyfunctorch.temporarily_clear_interpreter_stack",
@@ -80,6 +84,7 @@ PRIVATE: tuple[str, ...] = (
     "torch._subclasses.fake_tensor.FakeTensor",
     "torch._subclasses.fake_tensor.FakeTensorMode",
     "torch.utils._python_dispatch.TorchDispatchMode",
+    "torch.utils._python_dispatch._disable_current_modes",
     "torch.utils._pytree",
     "torch.utils._pytree.SUPPORTED_NODES",
     "torch.Tensor._make_wrapper_subclass",
@@ -129,6 +134,17 @@ def innermost_level() -> int | None:
     return stack[-1].level() if stack else None
 
 
+def is_differentiated(tensor: Tensor) -> bool:
+    """Whether a derivative is under way in which the tensor takes part (no, where nobody can ask)."""
+    if torch.compiler.is_compiling():
+        return False
+    while is_functorch_wrapped_tensor(tensor):
+        if is_gradtrackingtensor(tensor):
+            return True
+        tensor = get_unwrapped(tensor)
+    return torch.is_grad_enabled() and tensor.requires_grad
+
+
 def is_mapped(tensor: Tensor, level: int) -> bool:
     """Whether the vmap of this level maps over the tensor."""
     while is_functorch_wrapped_tensor(tensor):
@@ -141,6 +157,12 @@ def is_mapped(tensor: Tensor, level: int) -> bool:
 def outside_transforms() -> contextlib.AbstractContextManager[Any]:
     """No transform is active inside."""
     manager: contextlib.AbstractContextManager[Any] = temporarily_clear_interpreter_stack()
+    return manager
+
+
+def outside_modes() -> contextlib.AbstractContextManager[Any]:
+    """No dispatch mode is active inside."""
+    manager: contextlib.AbstractContextManager[Any] = _disable_current_modes()
     return manager
 
 

@@ -17,7 +17,18 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from jacfn._exact import composites, determinants, elementwise, functions, norms, places, products, solves  # noqa: F401  (fill the tables)
+from jacfn._exact import (  # noqa: F401  (fill the tables)
+    bessel,
+    composites,
+    determinants,
+    elementwise,
+    functions,
+    norms,
+    places,
+    products,
+    solves,
+    underived,
+)
 from jacfn._exact.tables import ALWAYS, MAPPED, NESTED
 from jacfn._torch import derivative_levels
 

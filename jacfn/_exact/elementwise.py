@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,3 +33,9 @@ def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = No
     """Its backward is wrong under vmap, and it has no jvp."""
     distance: Tensor = torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
     return distance
+
+
+@replaces(NESTED, F.hardsigmoid)
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Any:
+    """Its backward has no forward derivative."""
+    return NotImplemented if inplace else torch.clamp(input / 6 + 0.5, 0, 1)

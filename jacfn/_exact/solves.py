@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jacfn._exact.tables import ALWAYS, MAPPED, replaces
+from jacfn._exact.tables import ALWAYS, MAPPED, NESTED, refused, replaces
 
 
 @replaces(MAPPED, torch.linalg.solve)
@@ -96,3 +96,5 @@ def _householder_product(input: Tensor, tau: Tensor) -> Tensor:
 
 
 _TriangularSolve: Any = torch.return_types.triangular_solve
+NESTED[torch.linalg.eig] = refused("torch.linalg.eig", "torch.linalg.eigh where the matrix is symmetric")
+NESTED[torch.linalg.eigvals] = refused("torch.linalg.eigvals", "torch.linalg.eigvalsh where the matrix is symmetric")

@@ -15,6 +15,7 @@ from jacfn.second_order.by_gradient import ByGradient
 from jacfn.second_order.by_jets import ByJets
 from jacfn.second_order.gradient import Gradient
 from jacfn.second_order.jet import Sum, UnseenError
+from jacfn.second_order.passes import stacks_of
 
 
 def second_plan(bound: Bound, argnums: Argnums, options: Options) -> SecondPlan | None:
@@ -34,7 +35,7 @@ def second_plan(bound: Bound, argnums: Argnums, options: Options) -> SecondPlan 
 def _by_rules(few: Bound, side: Side) -> str:
     """Why not."""
     try:
-        ByJets(side, Sum(), "same")(few, 0, 1, "off")
+        ByJets(Sum(), "same")(few, *stacks_of(side, few)(0, 1), 0, 1, "off")
     except UnseenError as error:
         return str(error)
     except Exception as error:  # whatever fn raises is what the plan has to tell
@@ -47,7 +48,7 @@ def _by_gradient(few: Bound, argnums: Argnums, side: Side, options: Options) -> 
     gradient, reasons = Gradient(few.fn, argnums, few.has_aux, "same"), ["", ""]
     for number, reverse in enumerate((False, True)):
         try:
-            ByGradient(gradient, reverse, side, Sum(), options)(few, 0, 1, "off")
+            ByGradient(gradient, reverse, Sum(), options)(few, *stacks_of(side, few)(0, 1), 0, 1, "off")
             break
         except Exception as error:  # as above
             reasons[number] = _said(error)

@@ -15,6 +15,7 @@ from jacfn._cache import remember, store
 from jacfn._errors import JacfnError
 from jacfn._evaluate import Evaluation, Method, Options, Result, Tracking, compute
 from jacfn._memory import Chunks, log
+from jacfn._random import Draw
 from jacfn._selection import Side
 from jacfn._tree import LeafType
 from jacfn.second_order.by_gradient import ByGradient
@@ -22,7 +23,7 @@ from jacfn.second_order.by_jets import ByJets
 from jacfn.second_order.columns import forward_over_reverse
 from jacfn.second_order.gradient import Gradient
 from jacfn.second_order.jet import Sum, UnseenError
-from jacfn.second_order.passes import Block, Pass, Stacks
+from jacfn.second_order.passes import Block, Pass, Stacks, stacks_of
 
 _ROOM = 6 << 20  # bytes of a stack of derivatives, as long as that takes fewer samples at a time alone
 _MOST = 32 << 20  # bytes of one: beyond, memory is given back to the system at each step, and fetched anew
@@ -43,6 +44,8 @@ class Along:
     def compute(self, bound: Bound) -> Result:
         """The way is remembered of ``fn``; that it is not by jets is said once, and refused by ``strict``."""
         if torch.compiler.is_compiling():  # nobody can trace a trace
+            if self.strict:
+                raise JacfnError("strict: rules cannot be followed in a compiled region: compile without strict")
             return self._by_gradient(bound)
         place = None if bound.signature is None else ("jets", bound.signature)
         reason = remember(bound.fn, place, lambda: None)
@@ -51,6 +54,10 @@ class Along:
                 return self._by_jets(bound)
             except UnseenError as error:
                 reason = str(error)
+            except RuntimeError as error:  # TorchScript and the like hand on what was raised inside in their own words
+                if isinstance(error, (JacfnError, torch.OutOfMemoryError)):
+                    raise
+                reason = f"{type(error).__name__}: {error}"
         if self.strict:
             raise JacfnError(f"strict: fn is not covered by rules: {reason}")
         result = self._by_gradient(bound)
@@ -60,21 +67,21 @@ class Along:
         return result
 
     def _by_jets(self, bound: Bound) -> Result:
-        by_jets = ByJets(self.side, self.sum, self.options.randomness, self.options.return_value)
+        by_jets = ByJets(self.sum, self.options.randomness, self.options.return_value)
         return self._evaluated(by_jets, bound, partial(self._blocks, by_jets))
 
     def _by_gradient(self, bound: Bound) -> Result:
         gradient = Gradient(bound.fn, self.argnums, bound.has_aux, self.options.randomness)
 
         def by(reverse: bool) -> Result:
-            return self._evaluated(ByGradient(gradient, reverse, self.side, self.sum, self.options), bound)
+            return self._evaluated(ByGradient(gradient, reverse, self.sum, self.options), bound)
 
         return forward_over_reverse(
             self.name, gradient, bound, self.strict, lambda: by(reverse=False), lambda: by(reverse=True)
         )
 
     def _evaluated(self, of: Block, bound: Bound, default: Callable[[Bound], Chunks] | None = None) -> Result:
-        start = _Start(of, self.side, self.sum.apart, self.options.return_value)
+        start = _Start(of, self.side, self.sum.apart, self.options.return_value, self.options.randomness)
         key = (type(of), self.side.total, self.options.return_value)
         method = Method(self.name, -1, start, samples_first=False, default=default, key=key)
         return compute(method, bound, self.options)
@@ -85,7 +92,7 @@ class Along:
         if samples * total <= _FEW:
             return Chunks(bound.samples, total)
         signature = None if bound.signature is None else ("widest", bound.signature)
-        widest = remember(bound.fn, signature, lambda: by_jets.widest(bound))
+        widest = remember(bound.fn, signature, lambda: by_jets.widest(bound, self.side))
         together = max(_ROOM // (widest * total), 1)
         blocks = math.ceil(samples / together)
         return Chunks(bound.samples and math.ceil(samples / blocks), max(min(_MOST // widest, total), 1))
@@ -103,12 +110,28 @@ class _Start:
     side: Side
     apart: bool
     return_value: bool
+    randomness: str
 
     def __call__(self, block: Bound, at_once: int | None, tracking: Tracking, probing: bool) -> Evaluation:
         """Along all directions, ``at_once`` of them at a time."""
         ranges = self.side.probes(at_once) if probing else self.side.chunks(at_once)
-        passes = ((low, high, self.of(block, low, high, tracking)) for low, high in ranges or [(0, 0)])
-        return (self._apart if self.apart else self._summed)(block, passes)
+        if not ranges:
+            return self._without_directions(block)
+        stacks = stacks_of(self.side, block)
+        draw = Draw(block.tensors) if len(ranges) > 1 else None
+
+        def passes() -> Passes:
+            for low, high in ranges:
+                if draw is not None:
+                    draw.rewind()  # all chunks belong to one draw of a random function
+                yield low, high, self.of(block, *stacks(low, high), low, high, tracking)
+
+        return (self._apart if self.apart else self._summed)(block, passes())
+
+    def _without_directions(self, block: Bound) -> Evaluation:
+        value, aux = block.vmapped(block.call, self.randomness)(block.leaves, block.data)
+        sums = [] if self.apart else [torch.zeros_like(leaf) for leaf in value]
+        return Evaluation(self.side, _kinds(block, value), [*value, *sums], aux, iter(()))
 
     def _apart(self, block: Bound, passes: Passes) -> Evaluation:
         low, high, (value, _, second, aux) = next(passes)
@@ -120,11 +143,11 @@ class _Start:
             for start, stop, done in passes:
                 yield start, stop, _stacks(block, done.second)
 
-        return Evaluation(self.side, _kinds(block, value), value, aux, chunks() if high else iter(()))
+        return Evaluation(self.side, _kinds(block, value), value, aux, chunks())
 
     def _summed(self, block: Bound, passes: Passes) -> Evaluation:
         low, high, (value, first, total, aux) = next(passes)
-        chunks = [(low, high, _stacks(block, first))] if self.return_value and high else []
+        chunks = [(low, high, _stacks(block, first))] if self.return_value else []
         for low, high, done in passes:
             total = [a + b for a, b in zip(total, done.second, strict=True)]
             if self.return_value:
@@ -156,8 +179,7 @@ def curvature(bound: Bound, tangents: Stacks, dim: int | None) -> list[Tensor] |
     if remember(bound.fn, place, lambda: None) is not None:
         return None
     try:
-        by_jets = ByJets(Side((), None, (), None), Sum(), "error")
-        return by_jets.along(bound, tangents, dim, Sum(), 1, "off").second
+        return ByJets(Sum(), "error")(bound, tangents, dim, 0, 1, "off").second
     except UnseenError as error:
         store(bound.fn, place, str(error))
         return None

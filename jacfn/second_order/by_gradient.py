@@ -12,27 +12,25 @@ from torch import Tensor
 from jacfn._binding import Bound
 from jacfn._evaluate import Options, Tracking
 from jacfn._products import push
-from jacfn._selection import Side
 from jacfn._tree import LeafType
 from jacfn.second_order.columns import by_symmetry, linear_gradient
 from jacfn.second_order.gradient import Gradient, by_output
 from jacfn.second_order.jet import Sum
-from jacfn.second_order.passes import Pass, Stacks, mapped, stacks_of
+from jacfn.second_order.passes import Pass, Stacks, mapped
 
 Derivatives = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]  # of the gradient, the gradient, the rest
 
 
 @dataclasses.dataclass(frozen=True)
 class ByGradient:
-    """Of a block along the directions of a side: the gradient's derivative, forward or reverse over reverse."""
+    """Of a block along directions: the gradient's derivative, forward or reverse over reverse."""
 
     gradient: Gradient
     reverse: bool
-    side: Side
     sum: Sum
     options: Options
 
-    def __call__(self, block: Bound, low: int, high: int, tracking: Tracking) -> Pass:
+    def __call__(self, block: Bound, stacks: Stacks, dim: int | None, low: int, high: int, tracking: Tracking) -> Pass:
         """Along the directions from ``low`` to ``high``."""
         sum = self.sum.restricted(low, high)
 
@@ -46,7 +44,7 @@ class ByGradient:
             return Pass(outputs, _contracted(slopes, stacks, block.leaf_types, stacked=False), second, handed)
 
         with torch.set_grad_enabled(tracking != "off" and torch.is_grad_enabled()):
-            return mapped(one, block, *stacks_of(self.side, block, low, high), self.options.randomness)
+            return mapped(one, block, stacks, dim, self.options.randomness)
 
     def _forward(
         self, bound: Bound, leaves: Sequence[Tensor], data: Sequence[Tensor], stacks: Stacks, tracking: Tracking

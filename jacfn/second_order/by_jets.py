@@ -20,28 +20,23 @@ from jacfn.second_order.passes import Pass, Stacks, alone, mapped, stacks_of
 
 @dataclasses.dataclass(frozen=True)
 class ByJets:
-    """Of a block along the directions of a side; ``first`` says whether anybody wants the first derivatives.
+    """Of a block along directions; ``first`` says whether anybody wants the first derivatives.
 
     ``engines`` collects what ran, where it is given.
     """
 
-    side: Side
     sum: Sum
     randomness: str
     first: bool = False
     engines: list[Engine] | None = None
 
-    def __call__(self, block: Bound, low: int, high: int, tracking: Tracking) -> Pass:
+    def __call__(self, block: Bound, stacks: Stacks, dim: int | None, low: int, high: int, tracking: Tracking) -> Pass:
         """Along the directions from ``low`` to ``high``."""
         sum = self.sum.restricted(low, high)
-        return self.along(block, *stacks_of(self.side, block, low, high), sum, high - low, tracking)
-
-    def along(self, block: Bound, stacks: Stacks, dim: int | None, sum: Sum, count: int, tracking: Tracking) -> Pass:
-        """Along ``count`` given directions, which have an axis of samples if ``dim`` says so."""
         try:
-            return self._along(block, stacks, dim, sum, count, tracking, late=True)
+            return self._along(block, stacks, dim, sum, high - low, tracking, late=True)
         except LateError:
-            return self._along(block, stacks, dim, sum, count, tracking, late=False)
+            return self._along(block, stacks, dim, sum, high - low, tracking, late=False)
 
     def _along(
         self, block: Bound, stacks: Stacks, dim: int | None, sum: Sum, count: int, tracking: Tracking, late: bool
@@ -58,6 +53,7 @@ class ByJets:
             ]
             with torch.enable_grad():  # so that a no_grad of fn's own shows
                 outputs, aux = block.call(inputs, data)
+            engine.finish()
             jets = [_jet(output, engine, sum, count) for output in outputs]
             with torch.set_grad_enabled(recording):
                 first = [jet.first for jet in jets] if self.first else []
@@ -68,11 +64,11 @@ class ByJets:
             return alone(lambda: mapped(one, block, stacks, dim, self.randomness), block.leaves[0])
         return mapped(one, block, stacks, dim, self.randomness)
 
-    def widest(self, bound: Bound) -> int:
+    def widest(self, bound: Bound, side: Side) -> int:
         """Bytes of the largest value of one sample."""
-        engines, draw = list[Engine](), Draw(bound.tensors)
+        engines, draw, one = list[Engine](), Draw(bound.tensors), bound.detach().block(0, 1)
         by_jets = dataclasses.replace(self, engines=engines)
-        by_jets(bound.detach().block(0, 1), 0, 1, "off")
+        by_jets(one, *stacks_of(side, one)(0, 1), 0, 1, "off")
         draw.rewind()
         return engines[-1].widest
 

@@ -41,6 +41,10 @@ class Carrier(Tensor):
     ) -> Any:
         """By the engine of the carriers among the arguments."""
         kwargs = kwargs or {}
+        for kind in types:
+            own, common = (getattr(x.__torch_function__, "__func__", None) for x in (kind, Tensor))
+            if not issubclass(kind, Carrier) and own not in (None, common):
+                raise UnseenError(f"fn uses {kind.__name__}, a tensor with functions of its own")
         return _innermost((args, kwargs))(func, args, kwargs)
 
     @classmethod

@@ -56,4 +56,5 @@ COMPOSITES |= {
     torch.masked_select: _masked_select,
     Tensor.masked_select: _masked_select,
     Tensor.__iter__: _iterator,
+    Tensor.requires_grad.__get__: lambda x: True,  # type: ignore[attr-defined]
 }

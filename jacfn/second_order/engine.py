@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from jacfn import _tree
-from jacfn._torch import custom_function_call, transform_depth
+from jacfn._errors import JacfnError
+from jacfn._torch import base_tensor, custom_function_call, shares_memory, transform_depth, version
+from jacfn._tree import tensors_in
 from jacfn.second_order.carrier import Carrier
 from jacfn.second_order.composites import COMPOSITES
-from jacfn.second_order.jet import Jet, UnseenError, constant
+from jacfn.second_order.jet import Jet, LateError, UnseenError, constant
 from jacfn.second_order.lowering import Program, Step, filled, lowered
 from jacfn.second_order.rules import RULES
 from jacfn.second_order.values import VALUES
@@ -31,6 +33,7 @@ class Engine:
     depth: int  # of the transforms under which fn runs
     late: bool = True  # first derivatives when they are asked for
     widest: int = 1  # bytes of the largest value
+    lent: list[tuple[Tensor, int]] = dataclasses.field(default_factory=list)
     number: int = dataclasses.field(default_factory=itertools.count().__next__)
 
     def carry(self, jet: Jet) -> Carrier:
@@ -54,6 +57,9 @@ class Engine:
                 result = RULES[func](*args, **kwargs)
                 if result is not NotImplemented:
                     results, structure = _tree.flatten(result)
+                    for made in results:
+                        if isinstance(made, Jet):
+                            made.after([self.jet(x) for x in leaves if self.jet(x) is not x])
                     return _tree.unflatten(structure, self._carried(results, leaves))
             return self._taken_apart(func, leaves, spec)
 
@@ -63,10 +69,28 @@ class Engine:
 
     def _of_values(self, func: Callable[..., Any], leaves: Sequence[Any], spec: Any) -> Any:
         """What has no derivatives."""
-        if _changes(func):
-            raise UnseenError("fn changes in place, under no_grad, what is differentiated")
         args, kwargs = _tree.unflatten(spec, [value_of(self.jet(x)) for x in leaves])
-        return func(*args, **kwargs)
+        if _changes(func, kwargs):
+            raise UnseenError("fn changes in place, under no_grad, what is differentiated")
+        result = func(*args, **kwargs)
+        self._lend(result, [x for x in leaves if self.jet(x) is not x])
+        return result
+
+    def _lend(self, result: Any, owners: Sequence[Any]) -> None:
+        """What is a constant and lies on the memory of what is none: neither must change in place."""
+        for x in tensors_in(_tree.flatten(result)[0]):
+            for owner in owners:
+                if shares_memory(base_tensor(x), base_tensor(owner.jet.value)):
+                    owner.shares = True
+                    self.lent.append((x, version(x)))
+
+    def finish(self) -> None:
+        """After ``fn``."""
+        if any(version(x) != before for x, before in self.lent):
+            raise JacfnError(
+                "fn changes in place what it has detached from what is differentiated, on whose memory it is: detach "
+                "and clone it"
+            )
 
     def _taken_apart(self, func: Callable[..., Any], leaves: Sequence[Any], spec: Any) -> Any:
         """As a program of operations."""
@@ -118,11 +142,19 @@ class Engine:
             return _ANY_LAYOUT.get(step.operation, step.operation)(*args, **kwargs)
         if step.constant:
             return step.operation(*map(value_of, args), **{name: value_of(item) for name, item in kwargs.items()})
-        rule = RULES.get(step.operation)
-        result = NotImplemented if rule is None else rule(*args, **kwargs)
-        if result is not NotImplemented:
-            return result
-        raise UnseenError(f"no rule for {getattr(step.operation, '__name__', None) or step.operation}")
+        name = getattr(step.operation, "__name__", None) or str(step.operation)
+        try:
+            result = RULES.get(step.operation, _none)(*args, **kwargs)
+        except (JacfnError, LateError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # such as that of an operation that PyTorch cannot map once more
+            raise UnseenError(f"the rule for {name} fails: {type(error).__name__}: {error}") from error
+        if result is NotImplemented:
+            raise UnseenError(f"no rule for {name}")
+        for made in _leaves([result]):
+            if isinstance(made, Jet):
+                made.after(jets)
+        return result
 
 
 #: Traced on tensors that lie in order, which constants need not do.
@@ -153,9 +185,11 @@ def value_of(tree: Any) -> Any:
     return tree
 
 
-def _changes(func: Callable[..., Any]) -> bool:
-    """In place, by its name."""
+def _changes(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
+    """In place, by its name or an argument."""
     name = getattr(func, "__name__", "")
+    if kwargs.get("inplace") or kwargs.get("out") is not None:
+        return True
     return name == "__setitem__" or (name[:3] == "__i" and name[2:-2] in _IN_PLACE) or (name[-1:] == "_" != name[-2:-1])
 
 

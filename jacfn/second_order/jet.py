@@ -70,6 +70,8 @@ class Jet:
     __slots__ = ("_constants", "_depth", "_first", "second", "sum", "value")
 
     def __init__(self, value: Tensor, first: Lazy, second: Tensor | None, sum: Sum, depth: int = 0) -> None:
+        if isinstance(first, Tensor) and first.dtype != value.dtype:
+            first = first.to(value.dtype)
         self.value, self._first, self.sum, self._depth = value, first, sum, depth
         self._constants: list[tuple[Tensor, int]] = []
         self.second = second if second is None or second.dtype == value.dtype else second.to(value.dtype)
@@ -86,8 +88,15 @@ class Jet:
         if not late:
             self._force()
         if not isinstance(self._first, Tensor):
-            self._constants = [(x, version(x)) for x in constants]
+            self._constants += [(x, version(x)) for x in constants]  # a rule may hand on the jet that it got
         return self
+
+    def after(self, sources: Iterable[Jet]) -> None:
+        """It was made of these, so long is the chain of what is not yet asked for."""
+        if not isinstance(self._first, Tensor):
+            self._depth = max(self._depth, 1 + max(x._depth for x in sources))
+            if self._depth > _DEEPEST:
+                self._force()
 
     def _force(self) -> Tensor:
         if any(version(x) != before for x, before in self._constants):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections import OrderedDict
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -24,6 +24,7 @@ from jacfn._torch import (
     OpOverload,
     core_aten_decompositions,
     get_decompositions,
+    outside_modes,
     outside_transforms,
     shares_memory,
 )
@@ -32,7 +33,8 @@ from jacfn.second_order.rules import CONSTANT, RULES
 
 aten = torch.ops.aten
 _MOST = 4096  # programs
-_programs: OrderedDict[Hashable, Program] = OrderedDict()
+_programs: dict[Hashable, Program] = {}  # the oldest goes first
+_TRACING = threading.RLock()  # PyTorch traces in one thread at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,13 +93,15 @@ def lowered(func: Callable[..., Any], leaves: Sequence[Any], spec: Any) -> Progr
     try:
         hash(key)
     except TypeError:
-        return _traced(func, leaves, spec)
-    if key not in _programs:
-        _programs[key] = _traced(func, leaves, spec)
-        if len(_programs) > _MOST:
-            _programs.popitem(last=False)
-    _programs.move_to_end(key)
-    return _programs[key]
+        with _TRACING:
+            return _traced(func, leaves, spec)
+    program = _programs.get(key)
+    if program is None:
+        with _TRACING:
+            program = _programs[key] = _traced(func, leaves, spec)
+            while len(_programs) > _MOST:
+                _programs.pop(next(iter(_programs)))
+    return program
 
 
 def _autocast() -> list[Hashable]:
@@ -123,7 +127,7 @@ def _traced(func: Callable[..., Any], leaves: Sequence[Any], spec: Any) -> Progr
         return func(*args, **kwargs)
 
     try:
-        with outside_transforms(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        with outside_transforms(), outside_modes(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             fakes, again = ([_stand_in(leaves[i]) for i in places] for _ in range(2))
             results, structure = _tree.flatten(run(*fakes))
             functional = torch.func.functionalize(run, remove="mutations")

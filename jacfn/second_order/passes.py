@@ -27,15 +27,18 @@ class Pass(NamedTuple):
 
 
 Sample = Callable[[Sequence[Tensor], Sequence[Tensor], Stacks], Pass]  # of leaves, data and directions
-Block = Callable[[Bound, int, int, Tracking], Pass]  # along the directions of a side from one to another
+#: Of a block along directions, with their axis of samples, and the first and the last of them.
+Block = Callable[[Bound, Stacks, int | None, int, int, Tracking], Pass]
 
 
-def stacks_of(side: Side, block: Bound, low: int, high: int) -> tuple[Stacks, int | None]:
-    """The directions from ``low`` to ``high``, and the axis of samples that they have if each sample has its own."""
+def stacks_of(side: Side, block: Bound) -> Callable[[int, int], tuple[Stacks, int | None]]:
+    """The directions from one to another, and the axis of samples that they have if each sample has its own."""
     if not isinstance(side, Drawn):
-        return side.basis(low, high), None
-    drawn = side.draw(high - low, 1 if block.samples is None else block.samples)
-    return ([stack[0] for stack in drawn], None) if block.samples is None else (drawn, 0)
+        return lambda low, high: (side.basis(low, high), None)
+    drawn = side.draw(side.total, 1 if block.samples is None else block.samples)
+    if block.samples is None:
+        return lambda low, high: ([stack[0, low:high] for stack in drawn], None)
+    return lambda low, high: ([stack[:, low:high] for stack in drawn], 0)
 
 
 def mapped(one: Sample, block: Bound, stacks: Stacks, dim: int | None, randomness: str) -> Pass:

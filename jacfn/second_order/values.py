@@ -10,12 +10,12 @@ from torch import Tensor
 
 _ATTRIBUTES = (
     "shape dtype device ndim layout is_cuda is_cpu is_meta is_mps is_sparse is_quantized is_nested is_mkldnn names "
-    "requires_grad grad_fn is_leaf grad itemsize nbytes data"
+    "grad_fn is_leaf grad itemsize nbytes data"
 )
 _METHODS = (
     "dim size numel nelement stride storage_offset element_size is_floating_point is_complex is_contiguous is_pinned "
     "is_signed is_conj is_neg get_device __len__ __bool__ __float__ __int__ __index__ __complex__ __repr__ __format__ "
-    "__hash__ item tolist detach numpy is_inference data_ptr __contains__ __array__ __str__ nonzero argwhere"
+    "__hash__ item tolist detach is_inference data_ptr __contains__ __str__ nonzero argwhere"
 )
 _FUNCTIONS = (
     "is_floating_point is_complex numel is_tensor is_nonzero is_conj is_neg is_same_size detach equal allclose nonzero "

@@ -2,7 +2,6 @@
 
 from jacfn.second_order.rules import (  # noqa: F401  (fill the tables)
     activations,
-    bessel,
     binary,
     direct,
     distances,

@@ -99,7 +99,6 @@ _FROM_BEHIND = (
     aten.neg.default,
     aten.tril.default,
     aten.triu.default,
-    aten.view_as_complex.default,
     aten.view_as_real.default,
 )
 RULES.update({operation: from_behind(operation) for operation in _FROM_BEHIND})
@@ -122,6 +121,12 @@ def _fourier(operation: Callable[..., Tensor]) -> Callable[..., Jet]:
 
 
 RULES.update({f: _fourier(f) for f in (aten._fft_r2c.default, aten._fft_c2c.default, aten._fft_c2r.default)})
+
+
+@rule(aten.view_as_complex.default)
+def _view_as_complex(x: Jet) -> Jet:
+    """Of pairs that lie side by side."""
+    return x.linear(lambda t, lead: torch.view_as_complex(t.contiguous()))
 
 
 @rule(aten.complex.default)
@@ -161,7 +166,8 @@ def _repeat(x: Jet, repeats: Sequence[int]) -> Jet:
 def _as_strided(x: Jet, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Any:
     """Of elements that lie in memory in their order, and nothing else there."""
     last = (storage_offset or 0) + sum(step * (length - 1) for length, step in zip(size, stride, strict=True))
-    if storage_offset or last >= x.value.numel() or not x.value.is_contiguous():
+    elsewhere = storage_offset is not None and (storage_offset or x.value.storage_offset())
+    if elsewhere or last >= x.value.numel() or not x.value.is_contiguous():
         return NotImplemented
     places = torch.zeros((), dtype=torch.long, device=x.value.device)
     for length, step in zip(size, stride, strict=True):

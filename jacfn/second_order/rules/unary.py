@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 from jacfn._errors import JacfnError
+from jacfn._exact.bessel import BESSEL, Bessel
+from jacfn._exact.underived import UNDERIVED
 from jacfn.second_order.jet import Jet, constant
-from jacfn.second_order.rules.bessel import BESSEL
-from jacfn.second_order.rules.table import CONSTANT, RULES, rule
+from jacfn.second_order.rules.table import CONSTANT, RULES, Rule, rule
 
 aten = torch.ops.aten
 LN2, LN10 = math.log(2), math.log(10)
@@ -99,7 +101,13 @@ FUNCTIONS: dict[Any, tuple[Slope, Curvature | None]] = {
 }
 
 RULES.update({operation: elementwise(operation, *derivatives) for operation, derivatives in FUNCTIONS.items()})
-RULES.update(BESSEL)
+
+
+def _bessel(function: Bessel) -> Rule:
+    return lambda x: x.curved(*function.derivatives(x.value))
+
+
+RULES.update({operation: _bessel(function) for operation, function in BESSEL.items()})
 
 
 @rule(aten.special_spherical_bessel_j0.default)
@@ -124,24 +132,15 @@ def _log_ndtr(x: Jet) -> Jet:
 
 def _refused(name: str) -> Callable[..., Any]:
     def apply(*args: Any, **kwargs: Any) -> Any:
-        raise JacfnError(f"torch.{name.replace('_', '.', 1)} has no derivatives in PyTorch, which takes them for zero")
+        raise JacfnError(f"torch.special.{name} has no derivatives in PyTorch, which takes them for zero")
 
     return apply
 
 
-#: What no gradient of PyTorch may be asked about either.
-UNDIFFERENTIABLE = (
-    "special_airy_ai special_chebyshev_polynomial_t special_chebyshev_polynomial_u special_chebyshev_polynomial_v "
-    "special_chebyshev_polynomial_w special_hermite_polynomial_h special_hermite_polynomial_he "
-    "special_laguerre_polynomial_l special_legendre_polynomial_p special_shifted_chebyshev_polynomial_t "
-    "special_shifted_chebyshev_polynomial_u special_shifted_chebyshev_polynomial_v "
-    "special_shifted_chebyshev_polynomial_w"
-)
-
-for _name in UNDIFFERENTIABLE.split():
+for _name in UNDERIVED.split():
     for _overload in ("default", "x_scalar", "n_scalar"):
-        if hasattr(getattr(aten, _name), _overload):
-            RULES[getattr(getattr(aten, _name), _overload)] = _refused(_name)
+        if hasattr(getattr(aten, f"special_{_name}"), _overload):
+            RULES[getattr(getattr(aten, f"special_{_name}"), _overload)] = _refused(_name)
 
 
 def bent(x: Jet, value: Tensor, inside: Tensor) -> Jet:
@@ -222,15 +221,16 @@ def _power(x: Jet, p: Any) -> Jet:
     if p == 1:
         return x
     if p == 2:
-        return x.curved(value, 2 * x.value, x.value.new_full((), 2))
+        return x.curved(value, 2 * x.value, torch.full_like(x.value, 2))
     return x.curved(value, p * x.value ** (p - 1), p * (p - 1) * x.value ** (p - 2))
 
 
 @rule(aten.pow.Scalar)
 def _exponential(base: Any, x: Jet) -> Any:
-    if isinstance(base, complex) or base < 0:
+    if not isinstance(base, complex) and base < 0:
         return NotImplemented
     value = torch.pow(base, x.value)
     if base == 0:
         return constant(value, x)
-    return x.curved(value, math.log(base) * value, math.log(base) ** 2 * value)
+    log = cmath.log(base) if isinstance(base, complex) else math.log(base)
+    return x.curved(value, log * value, log**2 * value)

@@ -1,4 +1,4 @@
-"""Bessel functions of order zero and one with all their derivatives (L3): PyTorch takes those of most of them for zero.
+"""Bessel functions of order zero and one with all their derivatives: PyTorch takes those of most of them for zero.
 
 ``f0' = s f1`` and ``f1' = a f0 - f1/x`` with ``(s, a)``: ``(-1, 1)`` for J and Y, ``(1, 1)`` for I, ``(-1, -1)`` for K
 (DLMF 10.6 and 10.29). The scaled ones are ``exp(-|x|) I`` and ``exp(x) K``.
@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jacfn.second_order.jet import Jet
+from jacfn._errors import JacfnError
+from jacfn._exact.tables import ALWAYS
+from jacfn._torch import forward_levels
 
 aten = torch.ops.aten
 _scaled_k0 = aten.special_scaled_modified_bessel_k0.default
@@ -21,7 +23,7 @@ _scaled_k1 = aten.special_scaled_modified_bessel_k1.default
 
 
 @dataclasses.dataclass(frozen=True)
-class _Bessel:
+class Bessel:
     """The function of this order in a pair."""
 
     pair: tuple[Any, Any]
@@ -33,7 +35,7 @@ class _Bessel:
 
     def derivatives(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``f``, ``f'``, ``f''``."""
-        f0, f1 = (_call(x, FUNCTIONS[operation]) for operation in self.pair)
+        f0, f1 = (_call(x, BESSEL[operation]) for operation in self.pair)
         zero = x == 0
         below = torch.where(zero, 1.0, x) if self.regular else x
         ratio = torch.where(zero, 0.5, f1 / below) if self.regular else f1 / x
@@ -55,7 +57,7 @@ class _Call(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, function: _Bessel) -> Any:
+    def forward(x: Tensor, function: Bessel) -> Any:
         return function.pair[function.order](x)
 
     @staticmethod
@@ -75,10 +77,10 @@ class _Call(torch.autograd.Function):
         return tangents[0] * ctx.function.derivatives(x)[1]
 
 
-_call: Callable[[Tensor, _Bessel], Tensor] = _Call.apply
+_call: Callable[[Tensor, Bessel], Tensor] = _Call.apply
 
-FUNCTIONS: dict[Any, _Bessel] = {
-    pair[order]: _Bessel(pair, order, s, a, regular, scaled)
+BESSEL: dict[Any, Bessel] = {
+    pair[order]: Bessel(pair, order, s, a, regular, scaled)
     for pair, s, a, regular, scaled in (
         ((aten.special_bessel_j0.default, aten.special_bessel_j1.default), -1, 1, True, False),
         ((aten.special_bessel_y0.default, aten.special_bessel_y1.default), -1, 1, False, False),
@@ -92,8 +94,21 @@ FUNCTIONS: dict[Any, _Bessel] = {
 }
 
 
-def _rule(function: _Bessel) -> Callable[[Jet], Jet]:
-    return lambda x: x.curved(*function.derivatives(x.value))
+def _replacement(name: str, function: Bessel) -> Callable[..., Any]:
+    def replace(input: Any, *, out: Tensor | None = None) -> Any:
+        if out is not None or not isinstance(input, Tensor):
+            return NotImplemented
+        if forward_levels() > 1:
+            raise JacfnError(
+                f"torch.special.{name} has no derivative in PyTorch, and jacfn's own none in forward mode inside "
+                "forward mode: use jac_rev for one of the two"
+            )
+        return _call(input, function)
+
+    return replace
 
 
-BESSEL = {operation: _rule(function) for operation, function in FUNCTIONS.items()}
+for _operation, _function in BESSEL.items():
+    _name = _operation.overloadpacket.__name__.removeprefix("special_")
+    if "bessel" in _name:  # PyTorch knows the derivatives of i0, i1 and their like
+        ALWAYS[getattr(torch.special, _name)] = _replacement(_name, _function)
