@@ -15,7 +15,7 @@ from helpers import assert_same, finite_differences, mlp, ravel, unravel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jacfn import jac_fwd, jac_rev, make_functional, pullback, pushforward
+from jacfn import JacfnError, jac_fwd, jac_rev, make_functional, pullback, pushforward
 from jacfn._exact import ALWAYS, MAPPED, NESTED
 from jacfn._exact.underived import UNDERIVED
 from jacfn._torch import base_tensor, custom_function_call, weight_norm
@@ -497,10 +497,14 @@ OTHERS: dict[Any, Function] = {
     F.hardsigmoid: lambda x: F.hardsigmoid(x.sin()) ** 2,
     torch.linalg.eig: lambda x: torch.linalg.eig(_definite(x)).eigenvalues.real ** 2,
     torch.linalg.eigvals: lambda x: torch.linalg.eigvals(_definite(x)).real ** 2,
-    **{getattr(torch.special, name): _of_special(name) for name in UNDERIVED.split()},
-    **{op: _of_special(op.__name__.removeprefix("special_")) for op in ALWAYS if "bessel" in op.__name__},
     torch.select_scatter: lambda x: torch.select_scatter(x.reshape(3, 3).sin(), x[:3], 1, -1),
     Tensor.select_scatter: lambda x: x.reshape(3, 3).sin().select_scatter(x[:3], 0, 1),
+}
+# Without derivatives in PyTorch, which takes them for zero.
+SPECIAL: dict[Any, Function] = {
+    op: _of_special(op.__name__.removeprefix("special_"))
+    for op in ALWAYS
+    if "bessel" in op.__name__ or op.__name__.removeprefix("special_") in UNDERIVED.split()
 }
 REPLACED = ALWAYS | MAPPED | NESTED
 # Close to what is wrong.
@@ -628,11 +632,11 @@ def _name(op: Any) -> str:
 
 
 def test_every_entry_has_an_example() -> None:
-    assert set(MENDED) <= set(REPLACED) <= set(MENDED) | set(OTHERS)
+    assert set(MENDED) <= set(REPLACED) <= set(MENDED) | set(OTHERS) | set(SPECIAL)
 
 
 @UNBATCHED
-@pytest.mark.parametrize("op", REPLACED, ids=_name)
+@pytest.mark.parametrize("op", [op for op in REPLACED if op not in SPECIAL], ids=_name)
 def test_pytorch_fails_there(op: Any) -> None:
     """If this fails, PyTorch was mended: take the operation out of the table."""
     fn, both = (MENDED | OTHERS)[op], [torch.func.jacfwd, torch.func.jacrev]
@@ -656,9 +660,24 @@ def test_pytorch_fails_there(op: Any) -> None:
         except RuntimeError:
             return True
 
-    assert any(fails(hessian, POINT, _hessian(fn)) for hessian in hessians) or any(
-        fails(jacobian, SAMPLES, _of_samples(fn)) for jacobian in (*of_samples, of_batch, of_batch_backwards)
-    ) or any(fails(torch.func.vmap(hessian), SAMPLES, _hessians(fn)) for hessian in hessians)
+    assert (
+        any(fails(hessian, POINT, _hessian(fn)) for hessian in hessians)
+        or any(fails(jacobian, SAMPLES, _of_samples(fn)) for jacobian in (*of_samples, of_batch, of_batch_backwards))
+        or any(fails(torch.func.vmap(hessian), SAMPLES, _hessians(fn)) for hessian in hessians)
+    )
+
+
+@pytest.mark.parametrize("op", SPECIAL, ids=_name)
+def test_pytorch_takes_their_derivatives_for_zero(op: Any) -> None:
+    """If this fails, PyTorch was mended: take the function out of the table."""
+    fn = SPECIAL[op]
+    assert not torch.func.jacrev(fn)(POINT).any()
+    for transform in (jac_rev, jac_fwd):
+        if "bessel" in op.__name__:
+            assert _error(transform(fn)(POINT), _jacobian(fn)) < 1e-7
+        else:
+            with pytest.raises(JacfnError, match="has no derivatives in PyTorch"):
+                transform(fn)(POINT)
 
 
 @functools.cache

@@ -27,6 +27,7 @@ from jacfn.second_order.passes import Block, Pass, Stacks, stacks_of
 
 _ROOM = 6 << 20  # bytes of a stack of derivatives, as long as that takes fewer samples at a time alone
 _MOST = 32 << 20  # bytes of one: beyond, memory is given back to the system at each step, and fetched anew
+_CALLS = 20  # of torch: more of them cost more time for each block, which then has to have more samples
 _FEW = 1 << 10  # directions of samples, not worth to be looked at beforehand
 
 
@@ -91,9 +92,10 @@ class Along:
         total, samples = max(self.side.total, 1), bound.samples or 1
         if samples * total <= _FEW:
             return Chunks(bound.samples, total)
-        signature = None if bound.signature is None else ("widest", bound.signature)
-        widest = remember(bound.fn, signature, lambda: by_jets.widest(bound, self.side))
-        together = max(_ROOM // (widest * total), 1)
+        signature = None if bound.signature is None else ("look", bound.signature)
+        widest, calls = remember(bound.fn, signature, lambda: by_jets.look(bound, self.side))
+        room = min(_ROOM * max(calls // _CALLS, 1), _MOST)
+        together = max(room // (widest * total), 1)
         blocks = math.ceil(samples / together)
         return Chunks(bound.samples and math.ceil(samples / blocks), max(min(_MOST // widest, total), 1))
 

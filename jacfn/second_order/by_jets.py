@@ -64,13 +64,13 @@ class ByJets:
             return alone(lambda: mapped(one, block, stacks, dim, self.randomness), block.leaves[0])
         return mapped(one, block, stacks, dim, self.randomness)
 
-    def widest(self, bound: Bound, side: Side) -> int:
-        """Bytes of the largest value of one sample."""
+    def look(self, bound: Bound, side: Side) -> tuple[int, int]:
+        """Bytes of the largest value of one sample, and how many calls there are."""
         engines, draw, one = list[Engine](), Draw(bound.tensors), bound.detach().block(0, 1)
         by_jets = dataclasses.replace(self, engines=engines)
         by_jets(one, *stacks_of(side, one)(0, 1), 0, 1, "off")
         draw.rewind()
-        return engines[-1].widest
+        return engines[-1].widest, engines[-1].calls
 
 
 def _jet(output: Tensor, engine: Engine, sum: Sum, count: int) -> Jet:

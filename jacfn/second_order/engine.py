@@ -33,6 +33,7 @@ class Engine:
     depth: int  # of the transforms under which fn runs
     late: bool = True  # first derivatives when they are asked for
     widest: int = 1  # bytes of the largest value
+    calls: int = 0
     lent: list[tuple[Tensor, int]] = dataclasses.field(default_factory=list)
     number: int = dataclasses.field(default_factory=itertools.count().__next__)
 
@@ -43,6 +44,7 @@ class Engine:
 
     def __call__(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call with jets."""
+        self.calls += 1
         leaves, spec = _tree.flatten((args, kwargs))
         if func in VALUES or not torch.is_grad_enabled():  # fn runs under enable_grad: a no_grad is its own
             return self._of_values(func, leaves, spec)
