@@ -43,8 +43,9 @@ def stacks_of(side: Side, block: Bound) -> Callable[[int, int], tuple[Stacks, in
 
 def mapped(one: Sample, block: Bound, stacks: Stacks, dim: int | None, randomness: str) -> Pass:
     """``one`` sample's evaluation, for all samples of a block."""
+    dims = [None if stack is None else dim for stack in stacks]
     each = block.vmapped(
-        lambda *arguments: tuple(one(*arguments)), randomness, block.leaf_dims, 0 if block.data else None, dim
+        lambda *arguments: tuple(one(*arguments)), randomness, block.leaf_dims, 0 if block.data else None, dims
     )
     return Pass(*each(block.leaves, block.data, stacks))
 
