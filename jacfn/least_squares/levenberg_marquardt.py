@@ -71,7 +71,8 @@ def levenberg_marquardt(
         scaling: of the columns: ``"more"`` (the largest norm so far), ``"jacobi"`` (that of now) or ``"none"``.
         initial_damping: ``λ`` at the start, relative to the largest diagonal element of the scaled normal matrix; 0 for
             an undamped first step.
-        geodesic: bend steps along the curvature of the residuals; one more evaluation a step.
+        geodesic: bend steps along the curvature of the residuals: by the rules of :func:`jacfn.laplacian`, or where
+            those do not cover ``fn``, by a difference of values; counted as one more evaluation a step.
         weights: ``w``, with the structure of the residuals or flat.
         frozen: names of leaves that keep their values, or a function of a name; ``"0.weight"`` as in a ``state_dict``.
         ftol: end when the cost changes by less than this part of it.
