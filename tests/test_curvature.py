@@ -63,6 +63,22 @@ def test_without_rules_there_is_none() -> None:
     assert fit.cost < 1e-20
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_of_torchscript_there_is_none() -> None:
+    """It hands on what was raised inside in its own words."""
+
+    @torch.jit.script
+    def decay(rate: Tensor, x: Tensor) -> Tensor:
+        return torch.exp(-rate * x)
+
+    def scripted(params: Tensor, x: Tensor) -> Tensor:
+        return params[1] * decay(params[0], x) - 2 * torch.exp(-0.5 * x)
+
+    start, x = torch.ones(2, dtype=torch.float64), torch.linspace(0, 3, 20, dtype=torch.float64)
+    fit = levenberg_marquardt(scripted, start, x, in_dims=(None, 0), geodesic=True)
+    torch.testing.assert_close(fit.params, torch.tensor([0.5, 2.0], dtype=torch.float64))
+
+
 def test_of_a_laplacian() -> None:
     """A differential equation: the residuals contain second derivatives by the input."""
     fn, params = jacfn.make_functional(

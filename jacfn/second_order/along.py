@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -48,23 +48,18 @@ class Along:
             if self.strict:
                 raise JacfnError("strict: rules cannot be followed in a compiled region: compile without strict")
             return self._by_gradient(bound)
-        place = None if bound.signature is None else ("jets", bound.signature)
-        reason = remember(bound.fn, place, lambda: None)
-        if reason is None:
+        known = _uncovered(bound)
+        if known is None:
             try:
                 return self._by_jets(bound)
             except UnseenError as error:
                 reason = str(error)
-            except RuntimeError as error:  # TorchScript and the like hand on what was raised inside in their own words
-                if isinstance(error, (JacfnError, torch.OutOfMemoryError)):
-                    raise
-                reason = f"{type(error).__name__}: {error}"
         if self.strict:
-            raise JacfnError(f"strict: fn is not covered by rules: {reason}")
+            raise JacfnError(f"strict: fn is not covered by rules: {known or reason}")
         result = self._by_gradient(bound)
-        if remember(bound.fn, place, lambda: None) is None:
+        if known is None:
             log.warning("%s by the gradient of fn, which rules do not cover: %s", self.name, reason)
-            store(bound.fn, place, reason)
+            store(bound.fn, _place(bound), reason)
         return result
 
     def _by_jets(self, bound: Bound) -> Result:
@@ -177,11 +172,19 @@ def curvature(bound: Bound, tangents: Stacks, dim: int | None) -> list[Tensor] |
 
     None where rules do not cover ``fn``, which is remembered of it. The result is detached.
     """
-    place = None if bound.signature is None else ("jets", bound.signature)
-    if remember(bound.fn, place, lambda: None) is not None:
+    if _uncovered(bound) is not None:
         return None
     try:
         return ByJets(Sum(), "error")(bound, tangents, dim, 0, 1, "off").second
     except UnseenError as error:
-        store(bound.fn, place, str(error))
+        store(bound.fn, _place(bound), str(error))
         return None
+
+
+def _uncovered(bound: Bound) -> str | None:
+    """What is known of ``fn``: why rules do not cover it."""
+    return remember(bound.fn, _place(bound), lambda: None)
+
+
+def _place(bound: Bound) -> Hashable | None:
+    return None if bound.signature is None else ("jets", bound.signature)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from jacfn._binding import Bound
+from jacfn._errors import JacfnError
 from jacfn._evaluate import Tracking
 from jacfn._random import Draw
 from jacfn._selection import Side
 from jacfn._torch import transform_depth
 from jacfn.second_order.engine import Engine, value_of
-from jacfn.second_order.jet import Jet, LateError, Sum
+from jacfn.second_order.jet import Jet, LateError, Sum, UnseenError
 from jacfn.second_order.passes import Pass, Stacks, alone, mapped, stacks_of
 
 
@@ -37,6 +38,10 @@ class ByJets:
             return self._along(block, stacks, dim, sum, high - low, tracking, late=True)
         except LateError:
             return self._along(block, stacks, dim, sum, high - low, tracking, late=False)
+        except (JacfnError, torch.OutOfMemoryError):
+            raise
+        except RuntimeError as error:  # TorchScript and the like hand on what was raised inside in their own words
+            raise UnseenError(f"{type(error).__name__}: {error}") from error
 
     def _along(
         self, block: Bound, stacks: Stacks, dim: int | None, sum: Sum, count: int, tracking: Tracking, late: bool
